@@ -1,0 +1,191 @@
+"""The contract of a remote: a place that stores objects under keys.
+
+A key is a path below the repository's folder, such as ``syncer.json`` or
+``blocks/ab/abcdef...``. An object is a run of bytes that is there whole or not at all. What the
+bytes mean is the business of the layers above; how they are kept is that of the subclasses.
+`tests/remote_contract.py` holds the tests that every remote passes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ..errors import UsageError
+from .retry import Health
+
+Data = bytes | bytearray | memoryview
+Payload = Data | Sequence[Data]
+"""An object's content: one buffer, or several that are written one after the other."""
+
+BLOCK_FOLDERS = tuple(f"blocks/{number:02x}" for number in range(256))
+FOLDERS = (
+    "blocks",
+    *BLOCK_FOLDERS,
+    "packs",
+    "log",
+    "checkpoint",
+    "machines",
+    "writers",
+    "trash",
+    "tmp",
+)
+"""What `Remote.make_folders` makes, parents first. The folders below ``log`` and
+``checkpoint`` are named after machines and appear with their first object."""
+
+CONFIG_KEY = "syncer.json"
+TEMPORARY_FOLDER = "tmp"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object, as listed."""
+
+    name: str
+    """The last part of the key."""
+    size_bytes: int
+    mtime_seconds: float
+    """Seconds since 1970 by the server's clock; some remotes know only whole seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The room on the remote's disk, as an ordinary user may use it."""
+
+    capacity_bytes: int
+    free_bytes: int
+
+
+class Remote(ABC):
+    """A place that stores objects. May be used from many threads at once.
+
+    Constructing one neither connects nor starts a thread, so it is safe before a fork. Every
+    method may raise
+
+    - `OfflineError`: not reachable, no progress within the time limit, or the repository's
+      folder is gone (a disk that isn't mounted). Once that is known, further calls fail at once
+      until the next probe is due: see `Health`. The same object works again without a restart.
+    - `LoginError`, `HostKeyError`: a person must act; looked at again in the same way.
+    - `AccessError`: the remote refuses, by permission or because it is read-only.
+    - `UsageError`: the key is malformed.
+
+    and what its own docstring names. No other exception leaves a remote.
+    """
+
+    health: Health
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The location, for people; holds no secret."""
+
+    @property
+    @abstractmethod
+    def durable(self) -> bool:
+        """Whether the last `put` was synced to the remote's disk before it returned.
+
+        Where a server can't sync, the caller keeps the local copy for a settling time. False as
+        long as it is not known, which is until the first connection.
+        """
+
+    @abstractmethod
+    def get(
+        self, key: str, offset: int = 0, length: int | None = None, *, urgent: bool = False
+    ) -> bytes:
+        """Return `length` bytes from `offset` on, or all the rest; fewer only at the end.
+
+        `urgent` is for callers that someone waits for: uploads never keep them waiting for a
+        connection.
+
+        Raises:
+            MissingError: there is no such object, though the repository is there.
+        """
+
+    @abstractmethod
+    def put(self, key: str, data: Payload) -> None:
+        """Store an object; when this returns, it is on the remote, whole.
+
+        An object of that name is replaced in one step. Nothing is skipped because the name is
+        there already: what is there may be a ruin that only a person could have made.
+
+        Raises:
+            RemoteFullError: no room; nothing was stored.
+            TemporaryError: the server failed for a reason that it did not tell.
+        """
+
+    @abstractmethod
+    def create(self, key: str, data: Payload) -> None:
+        """Store an object unless one of that name exists; of several at once, one succeeds.
+
+        After an `OfflineError` the object may have been created all the same: read it to know.
+
+        Raises:
+            ExistsError: there is one; it was not touched.
+            RemoteFullError, TemporaryError: as `put`.
+        """
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove an object; removing what is not there is no error."""
+
+    @abstractmethod
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """List the objects that lie directly in the folder `prefix`, in no order.
+
+        Uploads in flight, and those that a crash left behind, show under ``tmp`` only. A folder
+        that is not there is empty. "" is the repository's own folder.
+        """
+
+    @abstractmethod
+    def stat(self, key: str) -> Entry:
+        """Describe one object.
+
+        Raises:
+            MissingError: there is no such object.
+        """
+
+    @abstractmethod
+    def make_folders(self) -> None:
+        """Make the repository's folder and all of `FOLDERS`; cheap if they are there."""
+
+    @abstractmethod
+    def usage(self) -> Usage | None:
+        """The room on the remote, or None if it can't tell."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Reach the remote, whatever is known about its health, or raise why it can't be.
+
+        That the repository's folder does not exist is no error: see `is_empty`.
+        """
+
+    @abstractmethod
+    def is_empty(self) -> bool:
+        """Whether the repository's folder is missing or holds nothing at all."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Drop all connections. Calls under way and later ones fail with `OfflineError`."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name} {self.health}>"
+
+
+def check_key(key: str) -> str:
+    """Return `key` if it names an object below the repository's folder.
+
+    Raises:
+        UsageError: it is empty or absolute, has an empty part, ``.`` or ``..``, or a NUL.
+    """
+    parts = key.split("/")
+    if "\0" in key or any(part in ("", ".", "..") for part in parts):
+        raise UsageError(f"not a valid object key: {key!r}")
+    return key
+
+
+def buffers_of(data: Payload) -> tuple[memoryview, ...]:
+    """Return the content as flat byte views, empty ones left out; nothing is copied."""
+    parts = (data,) if isinstance(data, (bytes, bytearray, memoryview)) else data
+    views = (memoryview(part).cast("B") for part in parts)
+    return tuple(view for view in views if view.nbytes)

@@ -1,0 +1,259 @@
+"""Objects as files, one each: the logic, written once over a few file primitives.
+
+`Files` is what a place has to offer: a local directory and an SFTP connection supply it.
+`FileRemote` makes a `Remote` of it. A file is written under ``tmp/``, synced, its size
+confirmed, and only then moved to its key, so that an object is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ..errors import MissingError, OfflineError, TemporaryError
+from .base import (
+    CONFIG_KEY,
+    FOLDERS,
+    TEMPORARY_FOLDER,
+    Entry,
+    Payload,
+    Remote,
+    Usage,
+    buffers_of,
+    check_key,
+)
+from .retry import Health
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class FileStatus:
+    """What a primitive knows about a file or folder."""
+
+    name: str
+    size_bytes: int
+    mtime_seconds: float
+    is_file: bool
+    is_folder: bool
+
+
+class NewFile(ABC):
+    """A file that was written under a temporary name and synced, and is still open."""
+
+    size_bytes: int
+    """As the place counts it, not as it was asked for."""
+
+    @abstractmethod
+    def publish(self, path: str, *, replace: bool) -> None:
+        """Move it to `path` in one step, durably.
+
+        Raises:
+            MissingError: there is no such folder.
+            ExistsError: `replace` is false and something is there.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close it, and remove it if it was not published."""
+
+
+class Files(ABC):
+    """File primitives below one folder. Paths are relative to it; "" is the folder itself.
+
+    Used by one thread at a time. Errors are those of `Remote`, with MissingError for a path
+    that isn't there.
+    """
+
+    @abstractmethod
+    def read(self, path: str, offset: int, length: int | None) -> bytes:
+        """Read `length` bytes or all; fewer only at the end."""
+
+    @abstractmethod
+    def write(self, path: str, parts: Sequence[memoryview]) -> NewFile:
+        """Write a new file and sync it; nothing is left behind on an error."""
+
+    @abstractmethod
+    def stat(self, path: str) -> FileStatus:
+        """Describe a file or folder, through symlinks."""
+
+    @abstractmethod
+    def list(self, path: str) -> list[FileStatus]:
+        """List a folder."""
+
+    @abstractmethod
+    def remove(self, path: str) -> None:
+        """Remove a file."""
+
+    @abstractmethod
+    def make_root(self) -> None:
+        """Make the folder itself and its parents, where they are missing."""
+
+    @abstractmethod
+    def make_folders(self, paths: Sequence[str]) -> None:
+        """Make those of the folders that are missing, in this order."""
+
+    @abstractmethod
+    def usage(self) -> Usage | None:
+        """The room on the disk, if it can be told."""
+
+
+class FileRemote(Remote):
+    """A remote that keeps each object in a file. Subclasses say where and how."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.health = Health()
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @abstractmethod
+    def _perform(
+        self, action: Callable[[Files], Result], *, urgent: bool, repeatable: bool
+    ) -> Result:
+        """Run `action` with primitives of its own; again if that is allowed and may help."""
+
+    def _run(
+        self,
+        action: Callable[[Files], Result],
+        *,
+        urgent: bool = False,
+        repeatable: bool = True,
+        storing: bool = False,
+        forced: bool = False,
+    ) -> Result:
+        with self.health.attempt(forced=forced, storing=storing):
+            return self._perform(action, urgent=urgent, repeatable=repeatable)
+
+    def get(
+        self, key: str, offset: int = 0, length: int | None = None, *, urgent: bool = False
+    ) -> bytes:
+        check_key(key)
+        return self._run(
+            lambda files: self._existing(files, key, lambda: files.read(key, offset, length)),
+            urgent=urgent,
+        )
+
+    def stat(self, key: str) -> Entry:
+        check_key(key)
+        found = self._run(lambda files: self._existing(files, key, lambda: files.stat(key)))
+        return _entry(found)
+
+    def _existing(self, files: Files, key: str, look: Callable[[], Result]) -> Result:
+        """Tell an object that is missing from a repository that is (an unmounted disk)."""
+        try:
+            return look()
+        except MissingError:
+            # Who asks for the repository's configuration doesn't know yet that there is one.
+            if key != CONFIG_KEY:
+                self._require_repository(files)
+            raise MissingError(f"{self.name} has no object {key}") from None
+
+    def _require_repository(self, files: Files) -> None:
+        try:
+            files.stat(TEMPORARY_FOLDER)
+        except MissingError:
+            raise OfflineError(
+                f"{self.name} holds no repository at present: is its disk mounted?"
+            ) from None
+
+    def put(self, key: str, data: Payload) -> None:
+        self._store(key, data, replace=True)
+
+    def create(self, key: str, data: Payload) -> None:
+        self._store(key, data, replace=False)
+
+    def _store(self, key: str, data: Payload, *, replace: bool) -> None:
+        check_key(key)
+        parts = buffers_of(data)
+        size_bytes = sum(part.nbytes for part in parts)
+
+        def store(files: Files) -> None:
+            temporary = f"{TEMPORARY_FOLDER}/{secrets.token_hex(12)}"
+            try:
+                file = files.write(temporary, parts)
+            except MissingError:
+                self._require_repository(files)
+                raise
+            with closing(file):
+                if file.size_bytes != size_bytes:
+                    raise TemporaryError(
+                        f"{self.name}: {key} has {file.size_bytes} bytes there"
+                        f" instead of {size_bytes}"
+                    )
+                try:
+                    file.publish(key, replace=replace)
+                except MissingError:
+                    files.make_folders(_parents(key))
+                    file.publish(key, replace=replace)
+
+        # A repeated create would find its own object and call it another's.
+        self._run(store, repeatable=replace, storing=True)
+
+    def delete(self, key: str) -> None:
+        check_key(key)
+
+        def delete(files: Files) -> None:
+            try:
+                files.remove(key)
+            except MissingError:
+                self._require_repository(files)
+
+        self._run(delete)
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        if prefix:
+            check_key(prefix)
+
+        def entries(files: Files) -> list[FileStatus]:
+            try:
+                return files.list(prefix)
+            except MissingError:
+                if prefix:
+                    self._require_repository(files)
+                return []
+
+        return (_entry(status) for status in self._run(entries) if status.is_file)
+
+    def make_folders(self) -> None:
+        def make(files: Files) -> None:
+            files.make_root()
+            files.make_folders(FOLDERS)
+
+        self._run(make, storing=True)
+
+    def usage(self) -> Usage | None:
+        return self._run(lambda files: files.usage())
+
+    def check(self) -> None:
+        self._run(_look_at_root, forced=True, urgent=True)
+
+    def is_empty(self) -> bool:
+        def is_empty(files: Files) -> bool:
+            try:
+                return not files.list("")
+            except MissingError:
+                return True
+
+        return self._run(is_empty)
+
+
+def _look_at_root(files: Files) -> None:
+    with suppress(MissingError):
+        files.stat("")
+
+
+def _entry(status: FileStatus) -> Entry:
+    return Entry(status.name, status.size_bytes, status.mtime_seconds)
+
+
+def _parents(key: str) -> list[str]:
+    """``a/b/c`` -> ``a``, ``a/b``: outermost first."""
+    parts = key.split("/")[:-1]
+    return ["/".join(parts[: end + 1]) for end in range(len(parts))]

@@ -1,0 +1,123 @@
+"""An SFTP server as a remote: the pool of connections under the object logic."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from ..errors import MissingError, OfflineError, TemporaryError, UsageError
+from . import session as sftp
+from .files import FileRemote, Files, Result
+from .location import Location
+from .pool import Pool
+from .session import DroppedError, Session, Stream
+from .sftp import SftpFiles
+from .ssh import SshStream
+
+TRANSPORTS = ("auto", "ssh", "paramiko")
+
+
+class SftpRemote(FileRemote):
+    """Objects in a folder on a server; `connect` opens one stream to it."""
+
+    def __init__(
+        self,
+        location: Location,
+        connect: Callable[[], Stream],
+        connections: int,
+        timeout_seconds: float,
+    ) -> None:
+        super().__init__(str(location))
+        self._location = location
+        self._open_stream = connect
+        self._timeout_seconds = timeout_seconds
+        self._pool = Pool(self.name, self._connect, connections)
+        self._durable = False
+
+    @property
+    def durable(self) -> bool:
+        return self._durable
+
+    def _connect(self) -> Session:
+        """Open a connection. Its end, here, is no reason to try another at once."""
+        try:
+            stream = self._open_stream()
+            try:
+                return Session(stream, self._timeout_seconds)
+            except BaseException:
+                stream.close()
+                raise
+        except DroppedError as error:
+            raise OfflineError(str(error)) from error
+        except OSError as error:
+            raise OfflineError(f"can't connect to {self.name}: {error.strerror}") from error
+
+    def _perform(
+        self, action: Callable[[Files], Result], *, urgent: bool, repeatable: bool
+    ) -> Result:
+        try:
+            return self._perform_once(action, urgent)
+        except DroppedError:
+            # The server may have been restarted: then all connections are gone, and a new one
+            # works at once.
+            self._pool.drop_idle()
+            if not repeatable:
+                raise
+        return self._perform_once(action, urgent)
+
+    def _perform_once(self, action: Callable[[Files], Result], urgent: bool) -> Result:
+        with self._pool.session(urgent=urgent) as session:
+            result = action(SftpFiles(session, self._root(session)))
+            self._durable = session.can_sync
+            return result
+
+    def _root(self, session: Session) -> bytes:
+        path = self._location.path.encode("utf-8", "surrogateescape")
+        if not path.startswith(b"~"):
+            return path
+        if b"expand-path@openssh.com" not in session.extensions:
+            raise OfflineError(
+                f"{self.name}: this server can't tell where ~user is; use the whole path"
+            )
+        request = session.send(sftp.EXTENDED, b"expand-path@openssh.com", path)
+        try:
+            return session.names(request)[0][0]
+        except (MissingError, TemporaryError) as error:
+            raise OfflineError(f"{self.name}: no such user on the server") from error
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+def open_server(
+    location: Location,
+    transport: str,
+    connections: int,
+    timeout_seconds: float,
+    ssh_config: Path | None,
+) -> SftpRemote:
+    """Make the remote for a server, without connecting to it yet.
+
+    Raises:
+        UsageError: there is no such transport, or its program is missing.
+    """
+    if transport not in TRANSPORTS:
+        raise UsageError(f"no transport {transport!r}; there are {', '.join(TRANSPORTS)}")
+    has_ssh = shutil.which("ssh") is not None
+    if transport == "ssh" and not has_ssh:
+        raise UsageError(
+            "there is no ssh program: install openssh-client, or use the transport paramiko"
+        )
+    if has_ssh and transport != "paramiko":
+        connect: Callable[[], Stream] = partial(SshStream, location, timeout_seconds, ssh_config)
+    else:
+        connect = partial(_paramiko_stream, location, timeout_seconds, ssh_config)
+    return SftpRemote(location, connect, connections, timeout_seconds)
+
+
+def _paramiko_stream(location: Location, timeout_seconds: float, ssh_config: Path | None) -> Stream:
+    from .native import ParamikoStream
+
+    return ParamikoStream(location, timeout_seconds, ssh_config)

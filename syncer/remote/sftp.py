@@ -1,0 +1,362 @@
+"""The file primitives over SFTP: few round trips, and no answer left unread.
+
+On OpenSSH a `get` takes two round trips (OPEN; READs and FSTAT) and a `put` three (OPEN; WRITEs,
+FSYNC and FSTAT; rename and FSYNC). Other servers may handle requests out of order, so with them
+each step waits for the one before.
+"""
+
+from __future__ import annotations
+
+import stat as modes
+import struct
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from ..errors import (
+    AccessError,
+    ExistsError,
+    MissingError,
+    RemoteFullError,
+    TemporaryError,
+)
+from . import session as sftp
+from .base import Usage
+from .files import Files, FileStatus, NewFile
+from .session import Session, StatusError, wide
+
+PIPELINE_BYTES = 4 << 20
+"""Under way at once on one connection, each way. OpenSSH's own window is 2 MiB; more than this
+would only queue up in memory."""
+FIRST_READ_BYTES = (1 << 20) + (64 << 10)
+"""Asked for at once where neither caller nor server has told the size: a block and its header."""
+FOLDER_READS = 8
+"""READDIRs under way at once; OpenSSH answers each with up to 100 names."""
+READ_ONLY_FLAG = 1
+"""statvfs@openssh.com's flag for a file system that is mounted read-only."""
+
+
+class SftpFiles(Files):
+    """The primitives below `root` on one SFTP connection."""
+
+    def __init__(self, session: Session, root: bytes) -> None:
+        self._session = session
+        self._root = root
+
+    def path(self, path: str) -> bytes:
+        """The path as the server shall see it; a relative root starts at the login folder."""
+        name = path.encode("utf-8", "surrogateescape")
+        if not name:
+            return self._root or b"."
+        return name if not self._root else self._root.rstrip(b"/") + b"/" + name
+
+    @contextmanager
+    def told(self, path: str, size_bytes: int = 0) -> Iterator[None]:
+        """Complete what the server said: where it happened, and why if that can be found out.
+
+        SFTP calls a full disk, a read-only one and all else just "Failure". `size_bytes` is how
+        much room the request needed.
+        """
+        where = f"{self._session.name}: {path or 'the folder'}"
+        try:
+            yield
+        except StatusError as error:
+            room = self._room()
+            if room and room.read_only:
+                raise AccessError(f"{where}: the disk there is read-only") from error
+            if room and (room.usage.free_bytes < size_bytes or room.out_of_inodes):
+                raise RemoteFullError(f"{where}: the disk there is full") from error
+            raise StatusError(f"{where}: {error}", error.code) from error
+        except (MissingError, AccessError, ExistsError, RemoteFullError) as error:
+            raise type(error)(f"{where}: {error}") from error
+
+    def read(self, path: str, offset: int, length: int | None) -> bytes:
+        session = self._session
+        with self.told(path):
+            handle = session.handle(session.send(sftp.OPEN, self.path(path), sftp.OPEN_READ, 0))
+            try:
+                return b"".join(_read(session, handle, offset, length))
+            finally:
+                session.send(sftp.CLOSE, handle)
+
+    def write(self, path: str, parts: Sequence[memoryview]) -> NewFile:
+        size_bytes = sum(part.nbytes for part in parts)
+        with self.told(path, size_bytes):
+            return SftpFile(self, self._session, path, parts, size_bytes)
+
+    def stat(self, path: str) -> FileStatus:
+        session = self._session
+        with self.told(path):
+            found = session.attributes(session.send(sftp.STAT, self.path(path)))
+        return _status(path.rpartition("/")[2], found)
+
+    def list(self, path: str) -> list[FileStatus]:
+        session = self._session
+        found = []
+        with self.told(path):
+            handle = session.handle(session.send(sftp.OPENDIR, self.path(path)))
+            requests = deque(session.send(sftp.READDIR, handle) for _ in range(FOLDER_READS))
+            try:
+                while names := session.names(requests.popleft()):
+                    requests.append(session.send(sftp.READDIR, handle))
+                    found.extend(names)
+            finally:
+                session.send(sftp.CLOSE, handle)
+        return [
+            _status(name.decode("utf-8", "surrogateescape"), attributes)
+            for name, attributes in found
+            if name not in (b".", b"..")
+        ]
+
+    def remove(self, path: str) -> None:
+        with self.told(path):
+            self._session.succeed(self._session.send(sftp.REMOVE, self.path(path)))
+
+    def make_root(self) -> None:
+        try:
+            self.stat("")
+        except MissingError:
+            steps = self._root.split(b"/")
+            parents = [b"/".join(steps[:end]) for end in range(1, len(steps) + 1)]
+            with self.told(""):
+                self._make([parent for parent in parents if parent])
+
+    def make_folders(self, paths: Sequence[str]) -> None:
+        with self.told("the repository's folders"):
+            self._make([self.path(path) for path in paths])
+
+    def _make(self, paths: Sequence[bytes]) -> None:
+        session = self._session
+        requests = [(path, session.send(sftp.MKDIR, path, 0)) for path in paths]
+        failed: list[tuple[bytes, AccessError | StatusError | ExistsError]] = []
+        for path, request in requests:
+            try:
+                session.succeed(request)
+            except (AccessError, StatusError, ExistsError) as error:
+                failed.append((path, error))
+        # Most have failed because they are there, for which version 3 has no status.
+        checks = [(error, session.send(sftp.STAT, path)) for path, error in failed]
+        for refusal, check in checks:
+            try:
+                found = session.attributes(check)
+            except MissingError:
+                raise refusal from None
+            if not modes.S_ISDIR(found.mode):
+                raise refusal
+
+    def exists(self, path: str) -> bool:
+        """Whether anything has this name."""
+        try:
+            self.stat(path)
+        except MissingError:
+            return False
+        return True
+
+    def usage(self) -> Usage | None:
+        room = self._room()
+        return room.usage if room else None
+
+    def _room(self) -> _Room | None:
+        session = self._session
+        if b"statvfs@openssh.com" not in session.extensions:
+            return None
+        request = session.send(sftp.EXTENDED, b"statvfs@openssh.com", self.path(""))
+        try:
+            return _Room(bytes(session.extended(request)))
+        except (StatusError, AccessError):
+            return None
+
+
+class SftpFile(NewFile):
+    """A new file on the server; see `NewFile`."""
+
+    def __init__(
+        self,
+        files: SftpFiles,
+        session: Session,
+        path: str,
+        parts: Sequence[memoryview],
+        size_bytes: int,
+    ) -> None:
+        self._files = files
+        self._session = session
+        self._needed_bytes = size_bytes
+        self._temporary: bytes | None = files.path(path)
+        flags = sftp.OPEN_WRITE | sftp.OPEN_CREATE | sftp.OPEN_EXCLUSIVE
+        self._handle = session.handle(session.send(sftp.OPEN, self._temporary, flags, 0))
+        try:
+            self._write(parts)
+        except BaseException:
+            self.close()
+            raise
+
+    def _write(self, parts: Sequence[memoryview]) -> None:
+        session = self._session
+        writes: deque[int] = deque()
+        for offset, buffers in _chunks(parts, session.write_bytes):
+            if session.unanswered_bytes >= PIPELINE_BYTES:
+                session.succeed(writes.popleft())
+            fields = (self._handle, *wide(offset))
+            writes.append(session.send(sftp.WRITE, *fields, payload=buffers))
+        if not session.in_order:
+            _succeed_all(session, writes)
+        sync = self._send_sync()
+        size = session.send(sftp.FSTAT, self._handle)
+        _succeed_all(session, writes)
+        self._finish_sync(sync)
+        self.size_bytes = session.attributes(size).size_bytes
+
+    def _send_sync(self) -> int | None:
+        if not self._session.can_sync:
+            return None
+        return self._session.send(sftp.EXTENDED, b"fsync@openssh.com", self._handle)
+
+    def _finish_sync(self, request: int | None) -> None:
+        if request is None:
+            return
+        try:
+            self._session.succeed(request)
+        except StatusError as error:
+            # What fsync says where the file system has no such thing; else it has failed.
+            if error.code not in (sftp.UNSUPPORTED, sftp.BAD_MESSAGE):
+                raise
+            self._session.can_sync = False
+
+    def publish(self, path: str, *, replace: bool) -> None:
+        with self._files.told(path, self._needed_bytes):
+            if replace:
+                self._rename_over(path)
+            else:
+                self._move_to_free_name(path)
+
+    def _rename_over(self, path: str) -> None:
+        session = self._session
+        assert self._temporary is not None, "published twice"
+        names = self._temporary, self._files.path(path)
+        if b"posix-rename@openssh.com" in session.extensions:
+            rename = session.send(sftp.EXTENDED, b"posix-rename@openssh.com", *names)
+            sync = self._send_sync() if session.in_order else None
+            session.succeed(rename)
+        else:
+            sync = None
+            try:
+                session.succeed(session.send(sftp.RENAME, *names))
+            except (StatusError, ExistsError):
+                # The plain rename doesn't replace, and there is no other here: the object is
+                # gone for a moment, though never half.
+                session.succeed(session.send(sftp.REMOVE, names[1]))
+                session.succeed(session.send(sftp.RENAME, *names))
+        self._temporary = None
+        self._finish_sync(sync if sync is not None else self._send_sync())
+
+    def _move_to_free_name(self, path: str) -> None:
+        session = self._session
+        assert self._temporary is not None, "published twice"
+        names = self._temporary, self._files.path(path)
+        linked = False
+        if b"hardlink@openssh.com" in session.extensions:
+            link = session.send(sftp.EXTENDED, b"hardlink@openssh.com", *names)
+            # It fails on disks without hard links, for which the rename below is the next best.
+            with suppress(StatusError, AccessError, ExistsError):
+                session.succeed(link)
+                linked = True
+        if not linked:
+            if self._files.exists(path):
+                raise ExistsError("exists already")
+            try:
+                session.succeed(session.send(sftp.RENAME, *names))
+            except StatusError:
+                if self._files.exists(path):
+                    raise ExistsError("exists already") from None
+                raise
+            self._temporary = None
+        self._finish_sync(self._send_sync())
+
+    def close(self) -> None:
+        # Nobody waits for these: the answers are dropped, and what a lost connection leaves
+        # behind is litter under tmp/.
+        self._session.send(sftp.CLOSE, self._handle)
+        if self._temporary is not None:
+            self._session.send(sftp.REMOVE, self._temporary)
+
+
+class _Room:
+    """The answer of statvfs@openssh.com (OpenSSH's PROTOCOL, section 4.4)."""
+
+    def __init__(self, answer: bytes) -> None:
+        try:
+            fields = struct.unpack(">11Q", answer)
+        except struct.error as error:
+            raise TemporaryError("the server's statvfs answer has another size") from error
+        _, unit_bytes, blocks, _, free_blocks, inodes, _, free_inodes, _, flags, _ = fields
+        self.usage = Usage(blocks * unit_bytes, free_blocks * unit_bytes)
+        self.out_of_inodes = inodes > 0 and free_inodes == 0
+        self.read_only = bool(flags & READ_ONLY_FLAG)
+
+
+def _read(session: Session, handle: bytes, offset: int, length: int | None) -> Iterator[memoryview]:
+    """Yield the bytes from `offset` on, in order, with many READs under way."""
+    asked: deque[tuple[int, int, int]] = deque()  # position, length, request
+    ask_from = position = offset
+
+    def ask(end: int) -> None:
+        nonlocal ask_from
+        while ask_from < min(end, position + PIPELINE_BYTES):
+            count = min(session.read_bytes, end - ask_from)
+            request = session.send(sftp.READ, handle, *wide(ask_from), count)
+            asked.append((ask_from, count, request))
+            ask_from += count
+
+    ask(offset + (FIRST_READ_BYTES if length is None else length))
+    size_bytes = session.attributes(session.send(sftp.FSTAT, handle)).size_bytes
+    end = size_bytes if length is None else min(size_bytes, offset + length)
+    while position < end:
+        ask(end)
+        start, count, request = asked.popleft()
+        data = session.data(request)
+        if start != position:
+            continue  # follows a short answer; was asked for again
+        if not data:
+            return
+        yield data
+        position += len(data)
+        if len(data) < count and position < end:
+            # The server gives less at a time than it was asked for: remember that, and go on
+            # from where its answer ended.
+            session.read_bytes = len(data)
+            ask_from = position
+
+
+def _chunks(
+    parts: Sequence[memoryview], limit_bytes: int
+) -> Iterator[tuple[int, Sequence[memoryview]]]:
+    """Split the buffers, taken as one run of bytes, into offsets and runs of `limit_bytes`."""
+    offset = 0
+    chunk: list[memoryview] = []
+    room_bytes = limit_bytes
+    for part in parts:
+        while part:
+            taken, part = part[:room_bytes], part[room_bytes:]
+            chunk.append(taken)
+            room_bytes -= len(taken)
+            if not room_bytes:
+                yield offset, chunk
+                offset += limit_bytes
+                chunk, room_bytes = [], limit_bytes
+    if chunk:
+        yield offset, chunk
+
+
+def _succeed_all(session: Session, requests: deque[int]) -> None:
+    while requests:
+        session.succeed(requests.popleft())
+
+
+def _status(name: str, found: sftp.Attributes) -> FileStatus:
+    return FileStatus(
+        name,
+        found.size_bytes,
+        float(found.mtime_seconds),
+        modes.S_ISREG(found.mode),
+        modes.S_ISDIR(found.mode),
+    )

@@ -1,0 +1,185 @@
+"""The transport that is the person's own `ssh` program, as a child process.
+
+Encryption stays out of this process, and ``~/.ssh/config``, agents, jump hosts, hardware keys
+and shared connections work as they do everywhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from ..errors import HostKeyError, LoginError, OfflineError, SyncerError
+from .base import Data
+from .location import Location
+from .session import DroppedError
+
+BUFFER_BYTES = 1 << 20
+"""Asked for in each direction between us and `ssh`; the kernel may give less."""
+BUFFERS_AT_ONCE = 512
+"""Below what sendmsg(2) takes at least (IOV_MAX, 1024)."""
+EXIT_SECONDS = 2.0
+"""How long a child may take to say its last words, or to end when told to."""
+STDERR_BYTES = 8192
+"""How much of a child's messages is read to find out why it ended."""
+
+
+def command(location: Location, timeout_seconds: float, ssh_config: Path | None) -> list[str]:
+    """The command line that connects to the location's SFTP server."""
+    options = {
+        "BatchMode": "yes",
+        "ConnectTimeout": str(max(1, round(timeout_seconds))),
+        # Finds out about a dead line while nobody asks; who asks has a limit of his own.
+        "ServerAliveInterval": "15",
+        "ServerAliveCountMax": "3",
+        # Its messages are for us, not for a log.
+        "LogLevel": "ERROR",
+        # What a person's config may hold for logins, as sftp(1) turns it off.
+        "ClearAllForwardings": "yes",
+        "PermitLocalCommand": "no",
+        "RemoteCommand": "none",
+        "ForwardX11": "no",
+    }
+    words = ["ssh", "-a", "-T", "-e", "none"]
+    if ssh_config is not None:
+        words += ["-F", str(ssh_config)]
+    for name, value in options.items():
+        words += ["-o", f"{name}={value}"]
+    if location.port is not None:
+        words += ["-p", str(location.port)]
+    if location.user is not None:
+        words += ["-l", location.user]
+    return [*words, "-s", "--", location.host, "sftp"]
+
+
+class ChildSocket:
+    """A child process with a socket as its standard input and output.
+
+    The child has a session of its own, so Ctrl-C on our terminal doesn't reach it and it can't
+    ask there; it ends when our end of the socket closes, also if we are killed.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.socket, theirs = socket.socketpair()
+        with ExitStack() as on_error, theirs:
+            on_error.callback(self.socket.close)
+            for end in (self.socket, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+            # A file, not a pipe: nobody has to read along, and a master connection that `ssh`
+            # leaves in the background (ControlPersist) may keep it open.
+            self._stderr = on_error.enter_context(tempfile.TemporaryFile())
+            self._process = subprocess.Popen(
+                words,
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=self._stderr,
+                start_new_session=True,
+            )
+            on_error.pop_all()
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def last_words(self) -> str:
+        """Wait for the end of the child, for a moment, and return what it said."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(EXIT_SECONDS)
+        with suppress(ValueError):  # closed by another thread
+            end = os.fstat(self._stderr.fileno()).st_size
+            start = max(0, end - STDERR_BYTES)
+            text = os.pread(self._stderr.fileno(), STDERR_BYTES, start)
+            return text.decode("utf-8", "replace")
+        return ""
+
+    def close(self) -> None:
+        """End the child and reap it; wakes a thread that waits in the socket."""
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self._process.terminate()
+        try:
+            self._process.wait(EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self.socket.close()
+        self._stderr.close()
+
+
+class SshStream:
+    """A connection through `ssh`; see `session.Stream`."""
+
+    def __init__(self, location: Location, timeout_seconds: float, ssh_config: Path | None):
+        self.name = str(location)
+        self._host = location.host
+        self._child = ChildSocket(command(location, timeout_seconds, ssh_config))
+
+    def send(self, buffers: Sequence[Data], limit_seconds: float) -> None:
+        connection = self._child.socket
+        connection.settimeout(limit_seconds)
+        waiting = [memoryview(buffer) for buffer in buffers]
+        first = 0
+        while first < len(waiting):
+            sent = connection.sendmsg(waiting[first : first + BUFFERS_AT_ONCE])
+            while first < len(waiting) and sent >= len(waiting[first]):
+                sent -= len(waiting[first])
+                first += 1
+            if sent:
+                waiting[first] = waiting[first][sent:]
+
+    def receive_into(self, view: memoryview, limit_seconds: float) -> int:
+        self._child.socket.settimeout(limit_seconds)
+        return self._child.socket.recv_into(view)
+
+    def is_alive(self) -> bool:
+        return self._child.is_running()
+
+    def ending(self) -> SyncerError:
+        return explain(self._child.last_words(), self._host)
+
+    def close(self) -> None:
+        self._child.close()
+
+
+def explain(messages: str, host: str) -> SyncerError:
+    """Make an error of what `ssh` printed before it ended."""
+    lines = [line.strip() for line in messages.splitlines() if line.strip()]
+    if re.search(r"IDENTIFICATION HAS CHANGED|host key .* has changed", messages, re.IGNORECASE):
+        return changed_key(host)
+    if re.search(r"Host key verification failed|No .* host key is known", messages):
+        return unknown_key(host)
+    if re.search(r"Permission denied \(|Too many authentication failures", messages):
+        return refused_login(host, lines[-1])
+    if not lines or re.search(r"closed by remote host|client_loop: send disconnect", messages):
+        return DroppedError(f"the connection to {host} ended")
+    return OfflineError(f"can't reach {host}: {lines[-1].removeprefix('ssh: ')}")
+
+
+def unknown_key(host: str) -> HostKeyError:
+    """The error for a host that was never seen before."""
+    return HostKeyError(
+        f"the host key of {host} is not known: run 'ssh {host}' once, compare the fingerprint"
+        " and accept it"
+    )
+
+
+def changed_key(host: str) -> HostKeyError:
+    """The error for a host that shows another key than it did before."""
+    return HostKeyError(
+        f"the host key of {host} has changed: someone may be listening in; if the change is"
+        f" expected, run 'ssh-keygen -R {host}', then 'ssh {host}' once and accept the new key"
+    )
+
+
+def refused_login(host: str, reason: str) -> LoginError:
+    """The error for a server that accepts none of our keys."""
+    return LoginError(
+        f"{host} accepted no key ({reason}): make 'ssh {host}' work without a password,"
+        " for example with ssh-copy-id"
+    )

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from syncer.errors import (
+    AccessError,
+    ExistsError,
+    MissingError,
+    OfflineError,
+    RemoteFullError,
+    TemporaryError,
+)
+from syncer.remote import State, open_remote
+from syncer.remote.base import FOLDERS, Remote
+from tests.remote_contract import RemoteContract
+
+
+class TestLocalRemote(RemoteContract):
+    @pytest.fixture
+    def fresh(self, tmp_path: Path) -> Iterator[Remote]:
+        remote = open_remote(str(tmp_path / "some" / "repository"))
+        yield remote
+        remote.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "repository"
+
+
+@pytest.fixture
+def remote(folder: Path) -> Remote:
+    remote = open_remote(folder.as_uri())
+    remote.make_folders()
+    return remote
+
+
+def test_an_object_is_a_plain_file_of_its_key(remote: Remote, folder: Path) -> None:
+    remote.put("blocks/ab/abcd", b"content")
+    assert (folder / "blocks/ab/abcd").read_bytes() == b"content"
+    assert all((folder / name).is_dir() for name in FOLDERS)
+
+
+def test_it_syncs_and_knows_its_room(remote: Remote, folder: Path) -> None:
+    assert remote.durable
+    room = remote.usage()
+    assert room is not None
+    assert 0 < room.free_bytes <= room.capacity_bytes
+
+
+def test_everything_is_synced_before_put_returns(
+    remote: Remote, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(descriptor: int) -> None:
+        steps.append("sync " + Path(os.readlink(f"/proc/self/fd/{descriptor}")).parent.name)
+        fsync(descriptor)
+
+    def note_replace(source: Path, target: Path) -> None:
+        steps.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    remote.put("blocks/ab/abcd", b"content")
+    assert steps == ["sync tmp", "rename", "sync blocks"]
+
+
+def test_a_disk_that_is_not_mounted_is_offline_and_not_empty(remote: Remote, folder: Path) -> None:
+    remote.put("blocks/ab/abcd", b"content")
+    remote.delete("blocks/ab/none")
+    folder.rename(folder.with_name("elsewhere"))
+    folder.mkdir()
+    calls = [
+        lambda: remote.get("blocks/ab/abcd"),
+        lambda: remote.put("blocks/ab/abcd", b"content"),
+        lambda: list(remote.list("blocks/ab")),
+        lambda: remote.delete("blocks/ab/abcd"),
+    ]
+    for call in calls:
+        with pytest.raises(OfflineError):
+            call()
+    assert remote.health.report().state is State.OFFLINE
+    assert list(folder.iterdir()) == []
+
+    folder.rmdir()
+    folder.with_name("elsewhere").rename(folder)
+    remote.check()
+    assert remote.get("blocks/ab/abcd") == b"content"
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ENOSPC, RemoteFullError),
+        (errno.EDQUOT, RemoteFullError),
+        (errno.EROFS, AccessError),
+        (errno.EIO, OfflineError),
+        (errno.E2BIG, TemporaryError),
+    ],
+)
+def test_what_the_disk_says_becomes_our_error_and_nothing_is_stored(
+    remote: Remote,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    kind: type[Exception],
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(kind, match=r"tmp/"):
+            remote.put("blocks/ab/abcd", b"content")
+    remote.check()
+    assert list(remote.list("tmp")) == []
+    with pytest.raises(MissingError):
+        remote.get("blocks/ab/abcd")
+
+
+def test_a_full_disk_shows_in_the_state_until_something_was_stored(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(RemoteFullError):
+            remote.put("syncer.json", b"{}")
+    list(remote.list("machines"))
+    assert remote.health.report().state is State.ERROR
+    assert "no space" in remote.health.report().error
+    remote.put("syncer.json", b"{}")
+    assert remote.health.report().state is State.ONLINE
+
+
+def test_creation_is_exclusive_without_hard_links_too(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(os, "link", fail)
+    remote.create("writers/000001", b"first")
+    with pytest.raises(ExistsError):
+        remote.create("writers/000001", b"second")
+    assert remote.get("writers/000001") == b"first"
+    assert list(remote.list("tmp")) == []
