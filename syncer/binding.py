@@ -1,0 +1,413 @@
+"""The two Python bindings of libfuse, made equal and quick.
+
+`fusepy` (libfuse 2) and `mfusepy` (libfuse 3) each have a class FUSE that registers callbacks
+and runs libfuse's loop. The subclasses here replace its methods wherever something would be lost
+or slow: bytes are moved between libfuse's buffers and ours without a copy in Python, handles reach
+truncate, chmod and utimens, rename keeps its flags, directories are listed with attributes, and
+only an errno ever leaves a callback.
+
+Sources: libfuse's fuse.h and fuse_common.h for flags and structures; what was measured stands in
+docs/design.md.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from syncer.errors import MountError
+from syncer.mount import CODEC, Operations
+from syncer.tree import Node
+from syncer.vfs import Caller, Target
+
+log = logging.getLogger(__name__)
+
+_CAP_SPLICE_READ = 1 << 9
+_CAP_READDIRPLUS = 1 << 13
+_CAP_READDIRPLUS_AUTO = 1 << 14
+_CAP_WRITEBACK_CACHE = 1 << 16
+_CAP_HANDLE_KILLPRIV = 1 << 20
+_FILL_DIR_PLUS = 2
+_UTIME_NOW = (1 << 30) - 1
+_UTIME_OMIT = (1 << 30) - 2
+_MAX_WRITE_BYTES = 1 << 20
+#: Requests that the kernel may have under way that nobody waits for (read-ahead, write-back).
+_MAX_BACKGROUND = 64
+#: Callers that wait for the network must never use up libfuse's threads: its default is 10.
+_MAX_THREADS = 256
+_STAT_BLOCK_BYTES = 512
+#: What programs like cp take as their buffer.
+_PREFERRED_IO_BYTES = 128 << 10
+_ENTRIES_PER_CALL = 64
+
+
+@dataclass(frozen=True)
+class MountOptions:
+    """How a mount is made."""
+
+    source: str
+    """What the list of mounts shows: the data directory's absolute path."""
+    is_writer: bool = True
+    """False: another machine may change what is shown, so the kernel may keep it for 1 s only."""
+    writeback: bool = True
+    """Let the kernel gather small writes (libfuse 3)."""
+    extra: tuple[str, ...] = ()
+    """Options of the mount command's -o."""
+
+
+def available_versions() -> list[int]:
+    """The versions of libfuse that this machine has: some of 3, 2."""
+    return [version for version in (3, 2) if _library(version)]
+
+
+def _library(version: int) -> str | None:
+    """The name of the shared library, if it can be loaded."""
+    name = {3: "libfuse3.so.3", 2: "libfuse.so.2"}[version]
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return None
+    return name
+
+
+def choose_version(wanted: str) -> int:
+    """The libfuse version for `--fuse auto|2|3`. Raises MountError that names the package."""
+    versions = available_versions()
+    if wanted == "auto":
+        if not versions:
+            raise MountError("libfuse is missing; install the package fuse3")
+        return versions[0]
+    if int(wanted) not in versions:
+        package = {"3": "fuse3", "2": "libfuse2"}[wanted]
+        raise MountError(f"libfuse {wanted} is missing; install the package {package}")
+    return int(wanted)
+
+
+def serve(
+    version: int,
+    operations_of: Callable[[Callable[[], Caller]], Operations],
+    mountpoint: str,
+    options: MountOptions,
+) -> None:
+    """Mount and serve until the file system is unmounted.
+
+    `operations_of` makes the operations, given a function that tells who calls. Raises
+    MountError if the mount fails. Run it in a thread that is not the main one: then neither
+    libfuse nor its bindings touch the process's signal handlers.
+    """
+    module, binding = _load(version)
+    binding.options = options
+
+    def caller() -> Caller:
+        uid, gid, _ = module.fuse_get_context()
+        return Caller(uid, gid)
+
+    operations = operations_of(caller)
+    arguments = _arguments(version, module, options)
+    try:
+        binding(
+            _Callable(operations) if version == 2 else operations,
+            os.fsencode(mountpoint).decode(CODEC),
+            encoding=CODEC,
+            foreground=True,
+            **arguments,
+        )
+    except RuntimeError as error:
+        raise MountError(f"{mountpoint} could not be mounted (libfuse says {error})") from error
+
+
+def _load(version: int) -> tuple[Any, Any]:
+    """The binding's module and our subclass of its FUSE, for one libfuse version.
+
+    Both bindings decide at import time which library to use, so one process uses one of them.
+    """
+    library = _library(version)
+    if library is None:
+        raise MountError(f"libfuse {version} is missing")
+    os.environ["FUSE_LIBRARY_PATH"] = library
+    if version == 3:
+        import mfusepy
+
+        return mfusepy, _binding_3(mfusepy)
+    import fuse
+
+    return fuse, _binding_2(fuse)
+
+
+def _arguments(version: int, module: Any, options: MountOptions) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "fsname": options.source.replace("\\", "\\\\").replace(",", "\\,"),
+        "subtype": "syncer",
+        "default_permissions": True,
+    }
+    seconds = _cache_seconds(options)
+    if version == 2:
+        arguments.update(
+            use_ino=True,
+            big_writes=True,
+            max_write=131072,
+            max_readahead=1 << 20,
+            attr_timeout=seconds,
+            entry_timeout=seconds,
+            max_background=_MAX_BACKGROUND,
+        )
+    elif module.fuse_version_minor >= 12:
+        arguments["max_threads"] = _MAX_THREADS
+    for option in options.extra:
+        key, _, value = option.partition("=")
+        arguments[key] = value or True
+    return arguments
+
+
+def _cache_seconds(options: MountOptions) -> float:
+    """How long the kernel may trust names and attributes: all changes pass through it."""
+    return 3600.0 if options.is_writer else 1.0
+
+
+class _Callable:
+    """fusepy calls its operations object with the operation's name."""
+
+    def __init__(self, operations: Operations) -> None:
+        self._operations = operations
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._operations, name)
+
+    def __call__(self, operation: str, *arguments: Any) -> Any:
+        return getattr(self._operations, operation)(*arguments)
+
+
+def _fill_stat(st: Any, node: Node) -> None:
+    st.st_ino = node.id
+    st.st_mode = node.mode
+    st.st_nlink = node.nlink
+    st.st_uid = node.uid
+    st.st_gid = node.gid
+    st.st_rdev = node.rdev
+    st.st_size = node.size
+    st.st_blksize = _PREFERRED_IO_BYTES
+    st.st_blocks = -(-node.size // _STAT_BLOCK_BYTES) if node.target is None else 0
+    _fill_time(st.st_atimespec, node.atime_ns)
+    _fill_time(st.st_mtimespec, node.mtime_ns)
+    _fill_time(st.st_ctimespec, node.ctime_ns)
+
+
+def _fill_time(timespec: Any, time_ns: int) -> None:
+    timespec.tv_sec, timespec.tv_nsec = divmod(time_ns, 1_000_000_000)
+
+
+def _times(buffer: Any) -> tuple[int | None, int | None]:
+    """(atime, mtime) from libfuse's two timespecs; None where one is to stay."""
+    now_ns = time.time_ns()
+
+    def one(timespec: Any) -> int | None:
+        if timespec.tv_nsec == _UTIME_OMIT:
+            return None
+        if timespec.tv_nsec == _UTIME_NOW:
+            return now_ns
+        return int(timespec.tv_sec) * 1_000_000_000 + int(timespec.tv_nsec)
+
+    if not buffer:
+        return now_ns, now_ns
+    return one(buffer.contents.actime), one(buffer.contents.modtime)
+
+
+class _Common:
+    """What both subclasses share. `self.operations` is an Operations (fusepy: wrapped)."""
+
+    operations: Operations
+
+    def _wrapper(self, function: Callable[..., int | None], *arguments: Any) -> int:
+        """Run a callback; only an errno leaves it."""
+        try:
+            return function(*arguments) or 0
+        except Exception as error:
+            return -self.operations.error_number(error, function.__name__)
+        except BaseException:
+            # Whatever it is (SystemExit in a library), libfuse's C code can't take it.
+            log.exception("%s was interrupted", function.__name__)
+            return -errno.EIO
+
+    def open(self, path: bytes, fip: Any) -> None:
+        info = fip.contents
+        info.fh, keep_cache = self.operations.open_file(path, info.flags)
+        info.keep_cache = keep_cache
+
+    def create(self, path: bytes, mode: int, fip: Any) -> None:
+        info = fip.contents
+        info.fh = self.operations.create_file(path, mode, info.flags)
+        info.keep_cache = 1
+
+    def read(self, path: bytes | None, buf: Any, size: int, offset: int, fip: Any) -> int:
+        return self.operations.read_into(fip.contents.fh, _memory(buf, size), offset)
+
+    def write(self, path: bytes | None, buf: Any, size: int, offset: int, fip: Any) -> int:
+        return self.operations.write_from(fip.contents.fh, _memory(buf, size), offset)
+
+    def _getattr(self, path: bytes | None, buf: Any, fip: Any) -> None:
+        ctypes.memset(buf, 0, ctypes.sizeof(buf.contents))
+        _fill_stat(buf.contents, self.operations.attributes(_target(path, fip)))
+
+    def _chown(self, target: Target, uid: int, gid: int) -> None:
+        # -1 comes as the largest unsigned number.
+        self.operations.set_owner(target, _signed(uid), _signed(gid))
+
+    def _utimens(self, target: Target, buf: Any) -> None:
+        self.operations.set_times(target, *_times(buf))
+
+    def _readdir(
+        self, fill: Callable[[bytes, Node, int], int], offset: int, handle: int
+    ) -> None:
+        """Deliver entries from number `offset` on until libfuse's buffer is full.
+
+        Each entry goes with the number of the next one. With 0 instead, libfuse would keep the
+        whole directory in memory and look every name up once more.
+        """
+        if offset < 2:
+            for number, node in enumerate(self.operations.dot_entries(handle)):
+                if number >= offset and fill(b"." * (number + 1), node, number + 1):
+                    return
+        position = max(0, offset - 2)
+        is_full = False
+        while not is_full:
+            rows = self.operations.entries(handle, position, _ENTRIES_PER_CALL)
+            delivered = []
+            for name, node in rows:
+                if fill(name, node, position + len(delivered) + 3):
+                    is_full = True
+                    break
+                delivered.append(name)
+            self.operations.delivered(handle, delivered)
+            position += len(delivered)
+            is_full = is_full or not rows
+
+
+def _memory(pointer: Any, size: int) -> memoryview:
+    """libfuse's buffer as a writable view, without a copy; valid during the callback only."""
+    address = ctypes.cast(pointer, ctypes.c_void_p).value
+    return memoryview((ctypes.c_char * size).from_address(address or 0)).cast("B")
+
+
+def _target(path: bytes | None, fip: Any) -> Target:
+    """What a call is about: the open file if libfuse names one, else the path."""
+    if fip:
+        return int(fip.contents.fh)
+    if path is None:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+    return path
+
+
+def _signed(number: int) -> int:
+    return -1 if number == 0xFFFF_FFFF else number
+
+
+@functools.cache
+def _binding_3(module: Any) -> Any:
+    """The subclass of mfusepy's FUSE."""
+
+    class Fuse3(_Common, module.FUSE):  # type: ignore[misc, name-defined]
+        options: MountOptions
+
+        def init_fuse_3(self, conn: Any, config: Any) -> None:
+            settings, wanted = config.contents, conn.contents
+            seconds = _cache_seconds(self.options)
+            settings.use_ino = 1
+            settings.nullpath_ok = 1
+            settings.entry_timeout = settings.attr_timeout = seconds
+            settings.negative_timeout = seconds if self.options.is_writer else 0.0
+            flags = wanted.want | wanted.capable & (_CAP_READDIRPLUS | _CAP_READDIRPLUS_AUTO)
+            if self.options.writeback and self.options.is_writer:
+                flags |= wanted.capable & _CAP_WRITEBACK_CACHE
+            # Data is wanted in memory, not in a pipe; and the kernel clears suid bits by chmod.
+            wanted.want = flags & ~(_CAP_SPLICE_READ | _CAP_HANDLE_KILLPRIV)
+            wanted.max_write = _MAX_WRITE_BYTES
+            wanted.max_background = _MAX_BACKGROUND
+            wanted.congestion_threshold = _MAX_BACKGROUND * 3 // 4
+            wanted.time_gran = 1
+            self.operations.start()
+
+        def getattr_fuse_3(self, path: bytes | None, buf: Any, fip: Any) -> None:
+            self._getattr(path, buf, fip)
+
+        def chmod_fuse_3(self, path: bytes | None, mode: int, fip: Any) -> None:
+            self.operations.set_mode(_target(path, fip), mode)
+
+        def chown_fuse_3(self, path: bytes | None, uid: int, gid: int, fip: Any) -> None:
+            self._chown(_target(path, fip), uid, gid)
+
+        def truncate_fuse_3(self, path: bytes | None, length: int, fip: Any) -> None:
+            self.operations.set_size(_target(path, fip), length)
+
+        def utimens_fuse_3(self, path: bytes | None, buf: Any, fip: Any) -> None:
+            self._utimens(_target(path, fip), buf)
+
+        def rename_fuse_3(self, old: bytes, new: bytes, flags: int) -> None:
+            self.operations.move(old, new, flags)
+
+        def readdir_fuse_3(
+            self, path: bytes | None, buf: Any, filler: Any, offset: int, fip: Any, flags: int
+        ) -> None:
+            stat = module.c_stat()
+
+            def fill(name: bytes, node: Node, next_offset: int) -> int:
+                _fill_stat(stat, node)
+                return int(filler(buf, name, stat, next_offset, _FILL_DIR_PLUS))
+
+            self._readdir(fill, offset, fip.contents.fh)
+
+    return Fuse3
+
+
+@functools.cache
+def _binding_2(module: Any) -> Any:
+    """The subclass of fusepy's FUSE."""
+
+    class Fuse2(_Common, module.FUSE):  # type: ignore[misc, name-defined]
+        options: MountOptions
+
+        def init(self, conn: Any) -> None:
+            self.operations.start()
+
+        def getattr(self, path: bytes, buf: Any) -> None:
+            self._getattr(path, buf, None)
+
+        def fgetattr(self, path: bytes | None, buf: Any, fip: Any) -> None:
+            self._getattr(path, buf, fip)
+
+        def chmod(self, path: bytes, mode: int) -> None:
+            self.operations.set_mode(path, mode)
+
+        def chown(self, path: bytes, uid: int, gid: int) -> None:
+            self._chown(path, uid, gid)
+
+        def truncate(self, path: bytes, length: int) -> None:
+            self.operations.set_size(path, length)
+
+        def ftruncate(self, path: bytes | None, length: int, fip: Any) -> None:
+            self.operations.set_size(_target(path, fip), length)
+
+        def utimens(self, path: bytes, buf: Any) -> None:
+            self._utimens(path, buf)
+
+        def rename(self, old: bytes, new: bytes) -> None:
+            self.operations.move(old, new, 0)
+
+        def readdir(
+            self, path: bytes | None, buf: Any, filler: Any, offset: int, fip: Any
+        ) -> None:
+            stat = module.c_stat()
+
+            def fill(name: bytes, node: Node, next_offset: int) -> int:
+                _fill_stat(stat, node)
+                return int(filler(buf, name, stat, next_offset))
+
+            self._readdir(fill, offset, fip.contents.fh)
+
+    return Fuse2

@@ -1,0 +1,181 @@
+"""Open files: the table of handles, and what reading, writing, flushing and closing mean."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from syncer.blocks import Blocks
+from syncer.codec import BLOCK_BYTES
+from syncer.contents import Contents
+from syncer.openfile import BufferCount, OpenFile
+from syncer.readahead import ReadAhead
+from syncer.tree import Node, Tree
+
+_DAY_NS = 86_400 * 10**9
+
+
+@dataclass
+class _Handle:
+    file: OpenFile
+    read_ahead: ReadAhead
+    was_read: bool = False
+
+
+class Files:
+    """All open files. Safe for use from several threads.
+
+    `lock` guards the tables of files and handles, and is taken before the database's lock. An
+    OpenFile's own lock, which may be held across a fetch, is never taken under it.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        contents: Contents,
+        blocks: Blocks,
+        *,
+        read_ahead: Callable[[Sequence[bytes]], None],
+        max_read_ahead_bytes: int = 64 << 20,
+        update_atime: bool = True,
+    ) -> None:
+        self._tree = tree
+        self._contents = contents
+        self._blocks = blocks
+        self._read_ahead = read_ahead
+        self._max_read_ahead_blocks = max(1, max_read_ahead_bytes // BLOCK_BYTES)
+        self.update_atime = update_atime
+        self.lock = threading.RLock()
+        self._buffered = BufferCount()
+        self._files: dict[int, OpenFile] = {}
+        self._handles: dict[int, _Handle] = {}
+        self._numbers = itertools.count(1)
+
+    def is_open(self, number: int) -> bool:
+        """Whether any handle leads to this node."""
+        return number in self._files
+
+    def count(self) -> int:
+        """How many handles there are."""
+        return len(self._handles)
+
+    def overlaid(self, node: Node) -> Node:
+        """The node as a caller must see it: with what is only buffered so far."""
+        file = self._files.get(node.id)
+        return node if file is None else file.overlay(node)
+
+    def node_id(self, handle: int) -> int:
+        """The node that a handle leads to; EBADF."""
+        return self._handle(handle).file.node_id
+
+    def forget_write_time(self, number: int) -> None:
+        """The times of a file are set by hand: those of buffered writes no longer count."""
+        file = self._files.get(number)
+        if file is not None:
+            file.forget_write_time()
+
+    def open(self, node: Node) -> int:
+        """Open a file; returns a handle for the other methods."""
+        with self.lock:
+            file = self._files.get(node.id)
+            if file is None:
+                file = OpenFile(node, self._tree, self._contents, self._blocks, self._buffered)
+                self._files[node.id] = file
+            file.handles += 1
+            handle = next(self._numbers)
+            self._handles[handle] = _Handle(file, ReadAhead(self._max_read_ahead_blocks))
+            return handle
+
+    def _handle(self, handle: int) -> _Handle:
+        found = self._handles.get(handle)
+        if found is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return found
+
+    def read_into(self, handle: int, target: memoryview, offset: int) -> int:
+        """Fill `target` from an open file; returns the bytes read, fewer only at its end."""
+        opened = self._handle(handle)
+        opened.was_read = True
+        file = opened.file
+        if file.size > BLOCK_BYTES:
+            span = opened.read_ahead.wanted(offset, len(target))
+            ids = file.block_ids(*span) if span else []
+            if ids:
+                self._read_ahead(ids)
+        return file.read_into(target, offset)
+
+    def write(self, handle: int, data: memoryview, offset: int) -> int:
+        """Write to an open file; returns len(data)."""
+        self._handle(handle).file.write(data, offset)
+        return len(data)
+
+    def truncate(self, handle: int, size: int) -> None:
+        """Set the size of an open file."""
+        self._handle(handle).file.truncate(size)
+
+    def flush(self, handle: int) -> None:
+        """A descriptor of the file is closed: what was written must survive our death."""
+        file = self._handle(handle).file
+        if file.dirty_since_ns is not None:
+            file.flush()
+
+    def fsync(self, handle: int, sync_metadata: Callable[[], None]) -> None:
+        """Make a file power-safe, with the names that lead to it."""
+        self._handle(handle).file.sync(sync_metadata)
+
+    def release(self, handle: int) -> int | None:
+        """The last descriptor of a handle is closed; returns the node's number if it was the
+        last handle of a file that has no name any more."""
+        opened = self._handle(handle)
+        file = opened.file
+        nameless = False
+        try:
+            if file.dirty_since_ns is not None:
+                file.flush()
+        finally:
+            with self.lock:
+                del self._handles[handle]
+                file.handles -= 1
+                is_last = not file.handles
+                if is_last:
+                    del self._files[file.node_id]
+                node = self._tree.node(file.node_id)
+                nameless = is_last and (node is None or not node.nlink)
+            if is_last:
+                file.discard()
+        if nameless:
+            return file.node_id
+        if opened.was_read and self.update_atime and node is not None:
+            self._note_reading(node)
+        return None
+
+    def _note_reading(self, node: Node) -> None:
+        """relatime: the time of reading moves once after a change, else once a day."""
+        now = self._tree.now_ns()
+        if node.atime_ns <= max(node.mtime_ns, node.ctime_ns) or node.atime_ns < now - _DAY_NS:
+            self._tree.set_atime(node.id, now)
+
+    def flush_older(self, age_ns: int) -> None:
+        """Commit what open files have held in buffers for longer than `age_ns`."""
+        before = self._tree.now_ns() - age_ns
+        with self.lock:
+            files = [
+                file
+                for file in self._files.values()
+                if file.dirty_since_ns is not None and file.dirty_since_ns <= before
+            ]
+        for file in files:
+            file.flush()
+
+    def reload(self) -> None:
+        """Others changed the tables (a follower caught up): open files look again."""
+        with self.lock:
+            files = list(self._files.values())
+        for file in files:
+            node = self._tree.node(file.node_id)
+            if node is not None:
+                file.reload(node)

@@ -1,0 +1,413 @@
+"""One open file: what its handles share between a write and its way into blocks.
+
+Writes gather in buffers of one block each. A buffer is *sealed* - hashed, put into a local block
+file and named by the metadata, in this order - when it is full, when the file is flushed
+(close, fsync, the committer's round) or when the buffers of all files together grow past a bound.
+
+Rules that keep a crash from showing anything but old or new content per block:
+
+- The committed size never covers a buffer that is not sealed: buffers are sealed from the front.
+- A block is never longer than its part of the file, so growing a file again shows zeros. It may be
+  shorter; what is missing reads as zeros.
+- Shrinking, the cut of the last block and the new size are one transaction.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from syncer.blocks import Blocks
+from syncer.codec import BLOCK_BYTES, HOLE, ID_BYTES
+from syncer.contents import RUN_BLOCKS, Contents
+from syncer.errors import MissingError
+from syncer.tree import Node, Tree
+
+#: A file of at most this size lies in the database: no block file, no object of its own.
+INLINE_BYTES = 4096
+#: What all tiny files together may take in the database before others become blocks.
+MAX_INLINE_TOTAL_BYTES = 64 << 20
+#: What the buffers of all open files may take before a writer seals its own.
+MAX_BUFFERED_BYTES = 32 << 20
+_MAX_CACHED_RUNS = 8
+
+
+@dataclass(slots=True)
+class _Buffer:
+    """The newest bytes of one block. If `base` is set, only [start, end) is known so far."""
+
+    data: bytearray
+    base: bytes | None = None
+    start: int = 0
+    end: int = 0
+
+
+@dataclass
+class BufferCount:
+    """How much all open files hold in buffers. For several threads: a count may lag behind."""
+
+    total_bytes: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, change_bytes: int) -> None:
+        with self.lock:
+            self.total_bytes += change_bytes
+
+
+class OpenFile:
+    """The shared state of all handles of one file. Safe for use from several threads.
+
+    `lock` guards everything in it and may be held across local I/O and, for writes into a block
+    that is not local, across its fetch: then only this file's users wait. It is taken before
+    the database's lock, never after.
+    """
+
+    def __init__(
+        self, node: Node, tree: Tree, contents: Contents, blocks: Blocks, count: BufferCount
+    ) -> None:
+        self.node_id = node.id
+        self.lock = threading.RLock()
+        self.handles = 0
+        self.size = node.size
+        self._tree = tree
+        self._contents = contents
+        self._blocks = blocks
+        self._count = count
+        self._buffers: dict[int, _Buffer] = {}
+        self._runs: dict[int, bytes] = {}
+        self._inline = contents.inline(node.id) if node.size <= INLINE_BYTES else None
+        self._unsynced: set[bytes] = set()
+        #: Times of writes that are not in the tree yet, or None.
+        self._written_ns: int | None = None
+        self.dirty_since_ns: int | None = None
+
+    # Attributes
+
+    def overlay(self, node: Node) -> Node:
+        """The node as a caller must see it: with what is only buffered so far.
+
+        Takes no lock: a writer may hold it while it waits for room, and `ls` must not.
+        """
+        if self.dirty_since_ns is None:
+            return node
+        written_ns = self._written_ns
+        if written_ns is None:
+            return node.changed(size=self.size)
+        return node.changed(size=self.size, mtime_ns=written_ns, ctime_ns=written_ns)
+
+    def forget_write_time(self) -> None:
+        """The caller sets the file's times itself: buffered writes keep theirs to themselves."""
+        self._written_ns = None
+
+    # Reading
+
+    def read_into(self, target: memoryview, offset: int) -> int:
+        """Fill `target` from the file at `offset`; returns the bytes read, short at the end.
+
+        Raises what `Blocks.read_into` raises.
+        """
+        with self.lock:
+            length = max(0, min(len(target), self.size - offset))
+        done = 0
+        while done < length:
+            index, start = divmod(offset + done, BLOCK_BYTES)
+            part = target[done : done + min(BLOCK_BYTES - start, length - done)]
+            self._read_block(part, index, start)
+            done += len(part)
+        return length
+
+    def _read_block(self, part: memoryview, index: int, start: int) -> None:
+        """Fill `part` from block `index` at `start`, zeros where nothing was written."""
+        while True:
+            with self.lock:
+                if self._read_buffered(part, index, start):
+                    return
+                block_id = self.block_id(index)
+            if block_id == HOLE:
+                part[:] = bytes(len(part))
+                return
+            try:
+                count = self._blocks.read_into(block_id, start, part)
+            except MissingError:
+                # Replaced between the look and the reading: the old block is gone for good.
+                with self.lock:
+                    if self.block_id(index) == block_id and index not in self._buffers:
+                        raise
+                continue
+            if count < len(part):
+                part[count:] = bytes(len(part) - count)
+            return
+
+    def _read_buffered(self, part: memoryview, index: int, start: int) -> bool:
+        """Fill `part` from memory, if the block is there. The caller holds `lock`."""
+        if self._inline is not None:
+            data: bytes | bytearray = self._inline
+        else:
+            buffer = self._buffers.get(index)
+            if buffer is None:
+                return False
+            end = start + len(part)
+            if buffer.base is not None and not (buffer.start <= start and end <= buffer.end):
+                self._load(buffer)
+            data = buffer.data
+        piece = data[start : start + len(part)]
+        part[: len(piece)] = piece
+        if len(piece) < len(part):
+            part[len(piece) :] = bytes(len(part) - len(piece))
+        return True
+
+    def block_id(self, index: int) -> bytes:
+        """The id of the block at `index` as it is committed, or HOLE."""
+        run, place = divmod(index, RUN_BLOCKS)
+        with self.lock:
+            data = self._runs.get(run)
+            if data is None:
+                data = self._contents.run(self.node_id, run)
+                if len(self._runs) >= _MAX_CACHED_RUNS:
+                    del self._runs[next(iter(self._runs))]
+                self._runs[run] = data
+        start = place * ID_BYTES
+        return data[start : start + ID_BYTES] or HOLE
+
+    def block_ids(self, first: int, last: int) -> list[bytes]:
+        """The committed ids of blocks `first` to `last` that exist."""
+        last = min(last, (self.size - 1) // BLOCK_BYTES)
+        ids = (self.block_id(index) for index in range(first, last + 1))
+        return [block_id for block_id in ids if block_id != HOLE]
+
+    # Writing
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write `data` at `offset`. Raises LocalFullError, or what a fetch raises."""
+        with self.lock:
+            self._leave_inline()
+            now = self._tree.now_ns()
+            done = 0
+            while done < len(data):
+                index, start = divmod(offset + done, BLOCK_BYTES)
+                part = data[done : done + BLOCK_BYTES - start]
+                if len(part) == BLOCK_BYTES:
+                    self._write_whole(index, part, now)
+                else:
+                    self._write_part(index, start, part, now)
+                done += len(part)
+                # After the bytes, so that a failed write does not leave a longer file.
+                self.size = max(self.size, offset + done)
+            if self._count.total_bytes > MAX_BUFFERED_BYTES:
+                self._seal(list(self._buffers))
+
+    def append(self, data: memoryview) -> None:
+        """Write `data` behind the end, wherever that is by now."""
+        with self.lock:
+            self.write(data, self.size)
+
+    def _note_write(self, now_ns: int) -> None:
+        self._written_ns = now_ns
+        if self.dirty_since_ns is None:
+            self.dirty_since_ns = now_ns
+
+    def _write_whole(self, index: int, data: memoryview, now_ns: int) -> None:
+        """A whole block at once needs no buffer, and is not copied."""
+        self._seal([other for other in self._buffers if other < index])
+        self._drop_buffer(index)
+        self._note_write(now_ns)
+        end = (index + 1) * BLOCK_BYTES
+        self._place({index: self._blocks.put(data)}, max(self._committed_size(), end))
+
+    def _write_part(self, index: int, start: int, data: memoryview, now_ns: int) -> None:
+        buffer = self._buffers.get(index)
+        if buffer is None:
+            base = self.block_id(index)
+            buffer = _Buffer(bytearray(), None if base == HOLE else base, start, start)
+            self._buffers[index] = buffer
+        end = start + len(data)
+        if buffer.base is not None and (start > buffer.end or end < buffer.start):
+            self._load(buffer)
+        before = len(buffer.data)
+        if start > before:
+            buffer.data.extend(bytes(start - before))
+        buffer.data[start:end] = data
+        self._count.add(len(buffer.data) - before)
+        buffer.start, buffer.end = min(start, buffer.start), max(end, buffer.end)
+        self._note_write(now_ns)
+        if end == BLOCK_BYTES and buffer.start == 0:
+            self.size = max(self.size, (index + 1) * BLOCK_BYTES)
+            self._seal([other for other in self._buffers if other <= index])
+
+    def _load(self, buffer: _Buffer) -> None:
+        """Complete a buffer that knows only what was written, from the block below it."""
+        assert buffer.base is not None
+        below = bytearray(self._blocks.get(buffer.base))
+        before = len(buffer.data)
+        if len(below) < buffer.end:
+            below.extend(bytes(buffer.end - len(below)))
+        below[buffer.start : buffer.end] = buffer.data[buffer.start : buffer.end]
+        buffer.data, buffer.base = below, None
+        buffer.start, buffer.end = 0, len(below)
+        self._count.add(len(below) - before)
+
+    def _leave_inline(self) -> None:
+        """Turn inline content into a buffer; the row stays until the buffer is sealed."""
+        if self._inline is not None:
+            self._buffers[0] = _Buffer(bytearray(self._inline), None, 0, len(self._inline))
+            self._count.add(len(self._inline))
+            self._inline = None
+
+    def _drop_buffer(self, index: int) -> None:
+        buffer = self._buffers.pop(index, None)
+        if buffer is not None:
+            self._count.add(-len(buffer.data))
+
+    # Sealing
+
+    def flush(self) -> None:
+        """Bring everything that is buffered into local blocks and the metadata."""
+        with self.lock:
+            if self.dirty_since_ns is None:
+                return
+            if not self._seal_inline():
+                self._seal(list(self._buffers))
+            self._save(self.size)
+            self._written_ns = self.dirty_since_ns = None
+
+    def _seal_inline(self) -> bool:
+        """Commit a tiny file into the database; False if it is not tiny, or there are too many."""
+        if self.size > INLINE_BYTES or not self._buffers:
+            return False
+        if self._contents.inline_bytes() > MAX_INLINE_TOTAL_BYTES:
+            return False
+        buffer = self._loaded(0)
+        assert buffer is not None
+        data = bytes(buffer.data[: self.size])
+        data += bytes(self.size - len(data))
+        with self._tree.transaction():
+            self._blocks.unname(self._contents.set_inline(self.node_id, data))
+            self._save(self.size)
+        self._drop_buffer(0)
+        self._runs.clear()
+        self._inline = data
+        return True
+
+    def _seal(self, indexes: list[int]) -> None:
+        """Put buffers into blocks and commit them, lowest first."""
+        for index in sorted(indexes):
+            buffer = self._buffers[index]
+            length = max(0, min(BLOCK_BYTES, self.size - index * BLOCK_BYTES))
+            if buffer.base is not None and (buffer.start > 0 or buffer.end < length):
+                self._load(buffer)
+            with memoryview(buffer.data) as whole:
+                block_id = self._blocks.put(whole[:length]) if length else HOLE
+            self._place({index: block_id}, max(self._committed_size(), self._end(index)))
+            self._drop_buffer(index)
+
+    def _end(self, index: int) -> int:
+        return min(self.size, (index + 1) * BLOCK_BYTES)
+
+    def _committed_size(self) -> int:
+        node = self._tree.node(self.node_id)
+        return node.size if node else 0
+
+    def _place(self, blocks: dict[int, bytes], size: int, cut: int | None = None) -> None:
+        """Commit new blocks, which `put` holds, and the size that they give the file.
+
+        With `cut`, the file first loses its blocks from that index on.
+        """
+        try:
+            with self._tree.transaction():
+                dropped = [] if cut is None else self._contents.cut(self.node_id, cut)
+                placed, replaced = self._contents.set_blocks(self.node_id, blocks)
+                self._blocks.name(placed)
+                self._blocks.unname(dropped + replaced)
+                self._save(size)
+            self._unsynced.update(placed)
+        finally:
+            self._runs.clear()
+            self._blocks.unhold(blocks.values())
+
+    def _save(self, size: int) -> None:
+        """Commit size and times. An unlinked file's node may be gone already."""
+        node = self._tree.node(self.node_id)
+        if node is None:
+            return
+        written_ns = self._written_ns
+        if written_ns is not None:
+            self._tree.save(node.changed(size=size, mtime_ns=written_ns, ctime_ns=written_ns))
+        elif node.size != size:
+            self._tree.save(node.changed(size=size))
+
+    def sync(self, sync_metadata: Callable[[], None]) -> None:
+        """fsync: flush, then make this file's own blocks power-safe, then the metadata."""
+        with self.lock:
+            self.flush()
+            unsynced, self._unsynced = self._unsynced, set()
+        try:
+            self._blocks.sync(unsynced)
+            sync_metadata()
+        except BaseException:
+            with self.lock:
+                self._unsynced |= unsynced
+            raise
+
+    # Truncating
+
+    def truncate(self, size: int) -> None:
+        """Set the size. Raises LocalFullError, or what a fetch of the last block raises."""
+        with self.lock:
+            self._leave_inline()
+            self._note_write(self._tree.now_ns())
+            if size < self.size:
+                self._shrink(size)
+            else:
+                self.size = size
+            self.flush()
+
+    def _shrink(self, size: int) -> None:
+        keep, rest = divmod(size, BLOCK_BYTES)
+        self._seal([index for index in self._buffers if index < keep])
+        tail = self._loaded(keep) if rest else None
+        for index in list(self._buffers):
+            if index > keep or not rest:
+                self._drop_buffer(index)
+        if tail is not None:
+            self._count.add(min(0, rest - len(tail.data)))
+            del tail.data[rest:]
+            tail.end = min(tail.end, rest)
+        self.size = size
+        if self._seal_inline():
+            return
+        blocks = {}
+        if tail is not None:
+            blocks[keep] = self._blocks.put(tail.data) if tail.data else HOLE
+        self._place(blocks, size, keep + bool(rest))
+        self._drop_buffer(keep)
+
+    def _loaded(self, index: int) -> _Buffer | None:
+        """The complete buffer of a block, made if need be; None if it is a hole."""
+        buffer = self._buffers.get(index)
+        if buffer is None:
+            block_id = self.block_id(index)
+            if block_id == HOLE:
+                return None
+            buffer = self._buffers[index] = _Buffer(bytearray(), block_id)
+        if buffer.base is not None:
+            self._load(buffer)
+        return buffer
+
+    # The end
+
+    def reload(self, node: Node) -> None:
+        """The tables were changed by others: a follower has caught up."""
+        with self.lock:
+            self.size = node.size
+            self._runs.clear()
+            self._inline = (
+                self._contents.inline(node.id) if node.size <= INLINE_BYTES else None
+            )
+
+    def discard(self) -> None:
+        """Forget what is buffered: the file has no name and no handle any more."""
+        with self.lock:
+            for index in list(self._buffers):
+                self._drop_buffer(index)
+            self.dirty_since_ns = None

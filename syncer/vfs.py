@@ -1,0 +1,546 @@
+"""What each file system call means: POSIX semantics over the tree and the open files.
+
+Paths are bytes from the mount's root, handles are small integers. A call that fails raises
+OSError with the errno that Linux gives for it, or a SyncerError from below, which `mount`
+translates. Permissions are the kernel's business (mount option default_permissions).
+
+Files that are removed while they are open. libfuse's high-level interface renames such a file to
+".fuse_hidden..." and removes that name with the last handle. Here the hidden name exists in
+memory only: in the tree the file has lost its name and is an orphan. When the hiding is the first
+half of a rename over an open file, a crash before the second half must bring the target back; but
+that is not known until the same thread's next call. So the removal is noted as provisional in the
+orphan's row, and made final by that thread's next call or by the next round of the committer.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import stat
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from syncer.blocks import Blocks
+from syncer.files import Files
+from syncer.tree import ROOT, Node, Tree
+
+NAME_MAX_BYTES = 255
+PATH_MAX_BYTES = 4096
+MAX_XATTR_BYTES = 65536
+LINK_MAX = 65000
+_HIDDEN = b".fuse_hidden"
+#: rename flags of Linux
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+_XATTR_CREATE = 1
+_XATTR_REPLACE = 2
+_NAMESPACES = (b"user.", b"trusted.", b"security.")
+_LISTING_ROWS = 128
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who calls: what new files belong to."""
+
+    uid: int
+    gid: int
+
+
+#: What a call is about: a path, or the handle of an open file.
+Target = bytes | int
+
+
+@dataclass
+class _Listing:
+    """An open directory. `shown` has the names in order, so that an offset can be resumed."""
+
+    node_id: int
+    shown: list[bytes] = field(default_factory=list)
+    rows: list[tuple[bytes, Node]] = field(default_factory=list)
+    rows_at: int = 0
+    name_changes: int = -1
+
+
+class Vfs:
+    """The file system. All methods may be called from many threads.
+
+    Locks: `files.lock` guards the hidden names as well, and is taken before the database's lock.
+    """
+
+    def __init__(self, tree: Tree, blocks: Blocks, files: Files) -> None:
+        self._tree = tree
+        self._blocks = blocks
+        self.files = files
+        #: A reason why nothing can be changed; None: everything can.
+        self.read_only: str | None = None
+        self._listings: dict[int, _Listing] = {}
+        self._listing_numbers = itertools.count(1)
+        self._hidden: dict[tuple[int, bytes], int] = {}
+        #: thread -> node whose removal it may yet turn into a rename
+        self._provisional: dict[int, int] = {}
+
+    # Paths
+
+    def _walk(self, path: bytes) -> Node:
+        """The node at `path`; ENOENT, ENOTDIR."""
+        parts = [part for part in path.split(b"/") if part]
+        number: int | None = ROOT
+        for position, part in enumerate(parts):
+            assert number is not None
+            child = self._tree.lookup(number, part)
+            if child is None:
+                child = self._missing(number, part, is_last=position == len(parts) - 1)
+            number = child
+        assert number is not None
+        return self._node(number)
+
+    def _missing(self, parent: int, name: bytes, *, is_last: bool) -> int:
+        """Why there is no such entry; or the file behind a hidden name."""
+        if is_last and name.startswith(_HIDDEN):
+            hidden = self._hidden.get((parent, name))
+            if hidden is not None:
+                return hidden
+        if not self._node(parent).is_dir:
+            _fail(errno.ENOTDIR)
+        if len(name) > NAME_MAX_BYTES:
+            _fail(errno.ENAMETOOLONG)
+        _fail(errno.ENOENT)
+
+    def _node(self, number: int) -> Node:
+        node = self._tree.node(number)
+        if node is None:
+            _fail(errno.ENOENT)
+        return node
+
+    def _parent(self, path: bytes) -> tuple[Node, bytes]:
+        """The directory that holds the last part of `path`, and that part."""
+        head, _, name = path.rstrip(b"/").rpartition(b"/")
+        if not name:
+            _fail(errno.EBUSY)
+        if len(name) > NAME_MAX_BYTES:
+            _fail(errno.ENAMETOOLONG)
+        parent = self._walk(head)
+        if not parent.is_dir:
+            _fail(errno.ENOTDIR)
+        return parent, name
+
+    def _free_place(self, path: bytes) -> tuple[Node, bytes]:
+        """As `_parent`, where the name must be free."""
+        parent, name = self._parent(path)
+        if self._tree.lookup(parent.id, name) is not None:
+            _fail(errno.EEXIST)
+        return parent, name
+
+    def _begin_change(self) -> None:
+        if self._provisional:
+            self._settle(threading.get_ident())
+        if self.read_only is not None:
+            _fail(errno.EROFS)
+
+    # Attributes
+
+    def _find(self, target: Target) -> Node:
+        """The node of a path, or of a handle."""
+        if isinstance(target, int):
+            return self._node(self.files.node_id(target))
+        return self._walk(target)
+
+    def getattr(self, target: Target) -> Node:
+        """The attributes, with what is only buffered so far."""
+        return self.files.overlaid(self._find(target))
+
+    def chmod(self, target: Target, mode: int) -> None:
+        self._begin_change()
+        with self._tree.transaction():
+            node = self._find(target)
+            mode = stat.S_IFMT(node.mode) | stat.S_IMODE(mode)
+            self._tree.save(node.changed(mode=mode, ctime_ns=self._tree.now_ns()))
+
+    def chown(self, target: Target, uid: int, gid: int) -> None:
+        """Change owner and group; -1 leaves one as it is."""
+        self._begin_change()
+        with self._tree.transaction():
+            node = self._find(target)
+            self._tree.save(
+                node.changed(
+                    uid=node.uid if uid == -1 else uid,
+                    gid=node.gid if gid == -1 else gid,
+                    ctime_ns=self._tree.now_ns(),
+                )
+            )
+
+    def utimens(self, target: Target, atime_ns: int | None, mtime_ns: int | None) -> None:
+        """Set times in ns since 1970; None leaves one as it is."""
+        self._begin_change()
+        node = self._find(target)
+        if mtime_ns is not None:
+            self.files.forget_write_time(node.id)
+        with self._tree.transaction():
+            node = self._node(node.id)
+            self._tree.save(
+                node.changed(
+                    atime_ns=node.atime_ns if atime_ns is None else atime_ns,
+                    mtime_ns=node.mtime_ns if mtime_ns is None else mtime_ns,
+                    ctime_ns=self._tree.now_ns(),
+                )
+            )
+
+    # Making and removing
+
+    def _owner(self, parent: Node, caller: Caller, mode: int) -> tuple[int, int]:
+        """Group and mode of a new node: a directory's set-group-id bit is handed on."""
+        if parent.mode & stat.S_ISGID:
+            if stat.S_ISDIR(mode):
+                mode |= stat.S_ISGID
+            return parent.gid, mode
+        return caller.gid, mode
+
+    def mknod(self, path: bytes, mode: int, rdev: int, caller: Caller) -> Node:
+        """Make a file, fifo, socket or device."""
+        self._begin_change()
+        if not stat.S_IFMT(mode):
+            mode |= stat.S_IFREG
+        if stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
+            _fail(errno.EINVAL)
+        with self._tree.transaction():
+            parent, name = self._free_place(path)
+            gid, mode = self._owner(parent, caller, mode)
+            return self._tree.create(parent, name, mode, caller.uid, gid, rdev=rdev)
+
+    def mkdir(self, path: bytes, mode: int, caller: Caller) -> None:
+        self._begin_change()
+        with self._tree.transaction():
+            parent, name = self._free_place(path)
+            if parent.nlink >= LINK_MAX:
+                _fail(errno.EMLINK)
+            gid, mode = self._owner(parent, caller, stat.S_IFDIR | stat.S_IMODE(mode))
+            self._tree.create(parent, name, mode, caller.uid, gid)
+
+    def symlink(self, target: bytes, path: bytes, caller: Caller) -> None:
+        self._begin_change()
+        if not target:
+            _fail(errno.ENOENT)
+        if len(target) >= PATH_MAX_BYTES:
+            _fail(errno.ENAMETOOLONG)
+        with self._tree.transaction():
+            parent, name = self._free_place(path)
+            gid, mode = self._owner(parent, caller, stat.S_IFLNK | 0o777)
+            self._tree.create(parent, name, mode, caller.uid, gid, target=target)
+
+    def readlink(self, path: bytes) -> bytes:
+        target = self._walk(path).target
+        if target is None:
+            _fail(errno.EINVAL)
+        return target
+
+    def link(self, old: bytes, new: bytes) -> None:
+        """Give a file a second name."""
+        self._begin_change()
+        with self._tree.transaction():
+            node = self._walk(old)
+            if node.is_dir:
+                _fail(errno.EPERM)
+            if node.nlink >= LINK_MAX:
+                _fail(errno.EMLINK)
+            parent, name = self._free_place(new)
+            self._tree.link(node.id, parent.id, name)
+
+    def unlink(self, path: bytes) -> None:
+        self._begin_change()
+        parent, name = self._parent(path)
+        hidden = self._hidden.pop((parent.id, name), None)
+        if hidden is not None:
+            self._end_orphan(hidden)
+            return
+        with self.files.lock, self._tree.transaction():
+            node = self._existing(parent, name)
+            if node.is_dir:
+                _fail(errno.EISDIR)
+            self._drop_name(parent, name, node)
+
+    def rmdir(self, path: bytes) -> None:
+        self._begin_change()
+        with self._tree.transaction():
+            parent, name = self._parent(path)
+            node = self._existing(parent, name)
+            if not node.is_dir:
+                _fail(errno.ENOTDIR)
+            if not self._tree.is_empty(node.id):
+                _fail(errno.ENOTEMPTY)
+            self._tree.unlink(parent.id, name, keep=False)
+
+    def _existing(self, parent: Node, name: bytes) -> Node:
+        number = self._tree.lookup(parent.id, name)
+        if number is None:
+            _fail(errno.ENOENT)
+        return self._node(number)
+
+    def _drop_name(self, parent: Node, name: bytes, node: Node) -> None:
+        """Take a name away; the file stays as an orphan while it is open. Holds `_lock`."""
+        is_open = self.files.is_open(node.id)
+        self._blocks.unname(self._tree.unlink(parent.id, name, keep=is_open))
+
+    def rename(self, old: bytes, new: bytes, flags: int = 0) -> None:
+        """Move a name, replacing what is in its new place, in one step."""
+        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == 3:
+            _fail(errno.EINVAL)
+        new_name = new.rpartition(b"/")[2]
+        if new_name.startswith(_HIDDEN) and not flags:
+            self._hide(old, new)
+            return
+        if self.read_only is not None:
+            _fail(errno.EROFS)
+        with self.files.lock, self._tree.transaction():
+            # In the same transaction as the rename whose first half it is.
+            self._settle(threading.get_ident())
+            old_parent, old_name = self._parent(old)
+            new_parent, new_name = self._parent(new)
+            node = self._existing(old_parent, old_name)
+            if node.is_dir and self._is_within(new_parent.id, node.id):
+                _fail(errno.EINVAL)
+            number = self._tree.lookup(new_parent.id, new_name)
+            if flags & RENAME_EXCHANGE:
+                if number is None:
+                    _fail(errno.ENOENT)
+                if self._node(number).is_dir and self._is_within(old_parent.id, number):
+                    _fail(errno.EINVAL)
+                if number != node.id:
+                    self._tree.exchange(old_parent.id, old_name, new_parent.id, new_name)
+                return
+            if number is not None:
+                if flags & RENAME_NOREPLACE:
+                    _fail(errno.EEXIST)
+                if number == node.id:
+                    return
+                self._make_way(new_parent, new_name, node, self._node(number))
+            self._tree.rename(old_parent.id, old_name, new_parent.id, new_name)
+
+    def _make_way(self, parent: Node, name: bytes, node: Node, target: Node) -> None:
+        """Remove what a rename replaces, if it may."""
+        if target.is_dir:
+            if not node.is_dir:
+                _fail(errno.EISDIR)
+            if not self._tree.is_empty(target.id):
+                _fail(errno.ENOTEMPTY)
+            self._tree.unlink(parent.id, name, keep=False)
+            return
+        if node.is_dir:
+            _fail(errno.ENOTDIR)
+        self._drop_name(parent, name, target)
+
+    def _is_within(self, directory: int, ancestor: int) -> bool:
+        """Whether `directory` is `ancestor` or lies below it."""
+        while directory != ancestor:
+            if directory == ROOT:
+                return False
+            names = self._tree.names_of(directory)
+            if not names:
+                return False
+            directory = names[0][0]
+        return True
+
+    # Removed while open
+
+    def _hide(self, old: bytes, hidden: bytes) -> None:
+        """libfuse hides an open file that is removed or replaced."""
+        self._begin_change()
+        with self.files.lock, self._tree.transaction():
+            parent, name = self._parent(old)
+            hidden_parent, hidden_name = self._parent(hidden)
+            node = self._existing(parent, name)
+            if node.is_dir:
+                _fail(errno.EBUSY)
+            self._blocks.unname(self._tree.unlink(parent.id, name, keep=True))
+            self._hidden[hidden_parent.id, hidden_name] = node.id
+            if node.nlink == 1:
+                self._tree.set_provisional(node.id, parent.id, name)
+                self._provisional[threading.get_ident()] = node.id
+
+    def _settle(self, thread: int) -> None:
+        """What this thread hid before its present call was no accident: make it final."""
+        with self.files.lock:
+            number = self._provisional.pop(thread, None)
+            if number is not None:
+                self._tree.set_provisional(number, None, None)
+
+    def settle_all(self) -> None:
+        """Make all provisional removals final: no rename followed them for a while."""
+        for thread in list(self._provisional):
+            self._settle(thread)
+
+    def _end_orphan(self, number: int) -> None:
+        with self.files.lock:
+            if self.files.is_open(number):
+                return
+            with self._tree.transaction():
+                self._blocks.unname(self._tree.remove_orphan(number))
+
+    def clear_orphans(self) -> None:
+        """After an unclean end: finish or undo the removals of files that were open."""
+        for number, parent, name in self._tree.orphans():
+            with self._tree.transaction():
+                if parent is not None and name is not None and self._is_free(parent, name):
+                    self._tree.adopt_orphan(number, parent, name)
+                else:
+                    self._blocks.unname(self._tree.remove_orphan(number))
+
+    def _is_free(self, parent: int, name: bytes) -> bool:
+        return self._tree.node(parent) is not None and self._tree.lookup(parent, name) is None
+
+    # Directories
+
+    def opendir(self, path: bytes) -> int:
+        node = self._walk(path)
+        if not node.is_dir:
+            _fail(errno.ENOTDIR)
+        handle = next(self._listing_numbers)
+        self._listings[handle] = _Listing(node.id)
+        return handle
+
+    def readdir(self, handle: int, offset: int, limit: int) -> list[tuple[bytes, Node]]:
+        """Up to `limit` entries from number `offset` on, without "." and "..".
+
+        The order is that of the names, so entries that come and go meanwhile neither hide others
+        nor show them twice.
+        """
+        listing = self._listings[handle]
+        del listing.shown[offset:]
+        if listing.name_changes != self._tree.name_changes or listing.rows_at != offset:
+            listing.rows = []
+        if not listing.rows:
+            listing.name_changes = self._tree.name_changes
+            after = listing.shown[offset - 1] if offset else b""
+            listing.rows = self._tree.entries(listing.node_id, after, _LISTING_ROWS)
+            listing.rows_at = offset
+        return [(name, self.files.overlaid(node)) for name, node in listing.rows[:limit]]
+
+    def listed(self, handle: int, names: Sequence[bytes]) -> None:
+        """These entries, of the last `readdir`, were delivered."""
+        listing = self._listings[handle]
+        listing.shown.extend(names)
+        del listing.rows[: len(names)]
+        listing.rows_at += len(names)
+
+    def directory(self, handle: int) -> tuple[Node, Node]:
+        """The nodes of "." and ".." of an open directory."""
+        node = self._node(self._listings[handle].node_id)
+        names = self._tree.names_of(node.id)
+        return node, self._node(names[0][0]) if names else node
+
+    def releasedir(self, handle: int) -> None:
+        self._listings.pop(handle, None)
+
+    # Opening, closing
+
+    def create(self, path: bytes, mode: int, flags: int, caller: Caller) -> int:
+        """Make a file and open it. A path that exists meanwhile is opened, as O_CREAT does."""
+        try:
+            node = self.mknod(path, stat.S_IFREG | stat.S_IMODE(mode), 0, caller)
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            return self.open(path, flags)
+        return self.files.open(node)
+
+    def open(self, path: bytes, flags: int) -> int:
+        """Open a file; returns a handle for `files`."""
+        if self._provisional:
+            self._settle(threading.get_ident())
+        writes = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
+        if writes and self.read_only is not None:
+            _fail(errno.EROFS)
+        with self.files.lock:
+            node = self._walk(path)
+            if node.is_dir:
+                _fail(errno.EISDIR)
+            handle = self.files.open(node)
+        if flags & os.O_TRUNC:
+            self.files.truncate(handle, 0)
+        return handle
+
+    def may_keep_cache(self, handle: int) -> bool:
+        """Whether the kernel's cached pages of a file just opened are still true.
+
+        All changes pass through the kernel, but a file's hard links are separate files to it.
+        """
+        return self.read_only is None and self._node(self.files.node_id(handle)).nlink == 1
+
+    def write(self, handle: int, data: memoryview, offset: int) -> int:
+        """Write to an open file; returns len(data)."""
+        if self.read_only is not None:
+            _fail(errno.EROFS)
+        return self.files.write(handle, data, offset)
+
+    def truncate(self, target: Target, size: int) -> None:
+        self._begin_change()
+        if isinstance(target, int):
+            self.files.truncate(target, size)
+            return
+        handle = self.open(target, os.O_WRONLY)
+        try:
+            self.files.truncate(handle, size)
+        finally:
+            self.release(handle)
+
+    def release(self, handle: int) -> None:
+        """The last descriptor of a handle is closed."""
+        number = self.files.release(handle)
+        if number is not None and number not in self._hidden.values():
+            self._end_orphan(number)
+
+    # Extended attributes
+
+    def getxattr(self, path: bytes, name: bytes) -> bytes:
+        value = self._tree.xattr(self._walk(path).id, _checked(name))
+        if value is None:
+            _fail(errno.ENODATA)
+        return value
+
+    def listxattr(self, path: bytes) -> list[bytes]:
+        return self._tree.xattrs(self._walk(path).id)
+
+    def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None:
+        self._begin_change()
+        _checked(name)
+        if len(value) > MAX_XATTR_BYTES:
+            _fail(errno.E2BIG)
+        with self._tree.transaction():
+            node = self._walk(path)
+            if name.startswith(b"user.") and not (node.is_dir or node.is_file):
+                _fail(errno.EPERM)
+            exists = self._tree.xattr(node.id, name) is not None
+            if exists and flags & _XATTR_CREATE:
+                _fail(errno.EEXIST)
+            if not exists and flags & _XATTR_REPLACE:
+                _fail(errno.ENODATA)
+            self._tree.set_xattr(node.id, name, value)
+
+    def removexattr(self, path: bytes, name: bytes) -> None:
+        self._begin_change()
+        with self._tree.transaction():
+            node = self._walk(path)
+            if self._tree.xattr(node.id, _checked(name)) is None:
+                _fail(errno.ENODATA)
+            self._tree.set_xattr(node.id, name, None)
+
+    # The whole
+
+    def totals(self) -> tuple[int, int]:
+        """(nodes, bytes of files)."""
+        return self._tree.totals()
+
+
+def _checked(name: bytes) -> bytes:
+    """An attribute's name, if it lies in a namespace that is kept here."""
+    if len(name) > NAME_MAX_BYTES:
+        _fail(errno.ERANGE)
+    if not name.startswith(_NAMESPACES):
+        _fail(errno.EOPNOTSUPP)
+    return name
+
+
+def _fail(number: int) -> NoReturn:
+    raise OSError(number, os.strerror(number))
