@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncer import config as config_module
 from syncer.config import SETTINGS, Config, format_size, parse_size
 from syncer.errors import AccessError, MissingError, UsageError
 
@@ -191,7 +190,7 @@ def test_a_failed_save_leaves_the_old_settings_and_nothing_else(
     def disk_is_full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(config_module.os, "fsync", disk_is_full)
+    monkeypatch.setattr("syncer.config.os.fsync", disk_is_full)
     with pytest.raises(AccessError, match="No space left on device"):
         SMALL.with_value("max_size", "2G").save(path)
     monkeypatch.undo()
