@@ -139,7 +139,7 @@ CREATE INDEX block_clean ON block(used) WHERE dirty IS NULL;
 CREATE INDEX block_unsynced ON block(synced) WHERE synced = 0;
 
 CREATE TABLE usage(            -- one row; kept by the transactions that change what it counts
-  local_bytes INTEGER NOT NULL,    -- sum of block.size
+  local_bytes INTEGER NOT NULL,    -- sum of block.size, each in whole pages of 4 KiB
   local_blocks INTEGER NOT NULL,
   dirty_bytes INTEGER NOT NULL,    -- of these, dirty
   dirty_blocks INTEGER NOT NULL,
@@ -335,6 +335,10 @@ class Database:
                 connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
             finally:
                 connection.close()
+
+    def wal_bytes(self) -> int:
+        """What the WAL takes on the disk."""
+        return os.fstat(self._wal_fd).st_size
 
     def size_bytes(self) -> int:
         """What database and WAL take on the disk."""

@@ -1,0 +1,197 @@
+"""How many bytes may lie on the local disk: reservations, two limits, and who waits for room.
+
+Room is asked for before it is used, so that neither limit is ever passed: what the person allows
+(blocks, inline contents and reservations together), and the floor of free space on the disk,
+which other programs use as well. Bytes are counted as the disk counts them, in whole pages.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+from syncer.errors import LocalFullError
+
+_PAGE_BYTES = 4096
+# The disk is looked at again after this time, or after this much was reserved on the old look.
+_LOOK_SECONDS = 0.2
+_LOOK_BYTES = 16_000_000
+# A waiter looks for itself that often: other programs free space without telling.
+_WAIT_SECONDS = 0.25
+
+
+def disk_bytes(size_bytes: int) -> int:
+    """What a file of this size takes on the disk: whole pages, as the usual file systems do it."""
+    return -(-size_bytes // _PAGE_BYTES) * _PAGE_BYTES
+
+
+class Budget:
+    """The local room. May be used from several threads.
+
+    A reservation ends in `keep` (it has become a file) or `cancel`; a file's bytes end in `free`.
+    `wanted` is set whenever room gets short, and is for the evictor to wait on.
+    """
+
+    def __init__(
+        self, folder: Path, limit_bytes: int, min_free_bytes: int, timeout_seconds: float = 30.0
+    ) -> None:
+        self.wanted = threading.Event()
+        self._folder = folder
+        self._timeout_seconds = timeout_seconds
+        self._changed = threading.Condition()
+        # The condition guards everything below.
+        self._limit_bytes = limit_bytes
+        self._min_free_bytes = min_free_bytes
+        self._used_bytes = 0
+        self._reserved_bytes = 0
+        self._inline_bytes = 0
+        self._waiting = 0
+        self._progress_at = 0.0
+        self._closed = False
+        # What the disk had free at the last look, less what was reserved then and since.
+        self._free_bytes = 0
+        self._looked_at = float("-inf")
+        self._since_look_bytes = 0
+
+    def reserve(self, size_bytes: int) -> None:
+        """Set room aside, and wait for it if need be.
+
+        Raises LocalFullError if nothing was freed or uploaded for the time limit: waiting longer
+        would not help.
+        """
+        began = time.monotonic()
+        with self._changed:
+            if self._take(size_bytes):
+                return
+            self._waiting += 1
+            try:
+                while not self._take(size_bytes):
+                    deadline = max(began, self._progress_at) + self._timeout_seconds
+                    remaining = deadline - time.monotonic()
+                    if self._closed or remaining <= 0:
+                        raise LocalFullError(self._why())
+                    self.wanted.set()
+                    self._changed.wait(min(remaining, _WAIT_SECONDS))
+            finally:
+                self._waiting -= 1
+
+    def try_reserve(self, size_bytes: int) -> bool:
+        """Set room aside if there is some at once."""
+        with self._changed:
+            return self._take(size_bytes)
+
+    def _take(self, size_bytes: int) -> bool:
+        room = self._room()
+        if room - size_bytes < self._margin():
+            self.wanted.set()
+        if size_bytes > room or self._closed:
+            return False
+        self._reserved_bytes += size_bytes
+        self._free_bytes -= size_bytes
+        self._since_look_bytes += size_bytes
+        return True
+
+    def _room(self) -> int:
+        now = time.monotonic()
+        stale = now - self._looked_at >= _LOOK_SECONDS
+        if stale or self._since_look_bytes >= _LOOK_BYTES:
+            disk = os.statvfs(self._folder)
+            # Of what is reserved, nothing may have reached the disk yet.
+            self._free_bytes = disk.f_bavail * disk.f_frsize - self._reserved_bytes
+            self._looked_at = now
+            self._since_look_bytes = 0
+        counted = self._used_bytes + self._reserved_bytes + self._inline_bytes
+        return min(self._limit_bytes - counted, self._free_bytes - self._min_free_bytes)
+
+    def _margin(self) -> int:
+        """The room that eviction keeps: 5 % of the limit, of small limits up to 64 MB more."""
+        return max(self._limit_bytes // 20, min(64_000_000, self._limit_bytes // 16))
+
+    def _why(self) -> str:
+        counted = self._used_bytes + self._reserved_bytes + self._inline_bytes
+        if self._free_bytes - self._min_free_bytes < self._limit_bytes - counted:
+            floor = self._min_free_bytes // 1_000_000
+            return f"the local disk has less than {floor} MB free; free some space"
+        limit = self._limit_bytes // 1_000_000
+        return f"the limit of {limit} MB is full of data that can't be uploaded; see status"
+
+    def keep(self, size_bytes: int) -> None:
+        """Turn a reservation into use."""
+        with self._changed:
+            self._reserved_bytes -= size_bytes
+            self._used_bytes += size_bytes
+
+    def cancel(self, size_bytes: int) -> None:
+        """Give a reservation back, unused."""
+        with self._changed:
+            self._reserved_bytes -= size_bytes
+            self._free_bytes += size_bytes
+            self._changed.notify_all()
+
+    def adopt(self, size_bytes: int) -> None:
+        """Count a file that is on the disk already."""
+        with self._changed:
+            self._used_bytes += size_bytes
+
+    def free(self, size_bytes: int) -> None:
+        """Count files that were unlinked."""
+        with self._changed:
+            self._used_bytes -= size_bytes
+            self._free_bytes += size_bytes
+            self._progress_at = time.monotonic()
+            self._changed.notify_all()
+
+    def set_inline(self, size_bytes: int) -> None:
+        """Count the contents that lie in the metadata: all of them together."""
+        with self._changed:
+            self._inline_bytes = size_bytes
+
+    def set_limits(self, limit_bytes: int, min_free_bytes: int) -> None:
+        """Change both limits; if more is used already, the evictor works it off."""
+        with self._changed:
+            self._limit_bytes = limit_bytes
+            self._min_free_bytes = min_free_bytes
+            self._changed.notify_all()
+        self.wanted.set()
+
+    def progress(self) -> None:
+        """Waiting helps: something was uploaded, or is being uploaded without an error."""
+        with self._changed:
+            self._progress_at = time.monotonic()
+
+    def excess_bytes(self) -> int:
+        """How much to evict now: nothing while room is above the high mark, else to the low one."""
+        with self._changed:
+            room, margin = self._room(), self._margin()
+            return 2 * margin - room if room < margin else 0
+
+    @property
+    def used_bytes(self) -> int:
+        """Blocks and inline contents on the disk, and what is about to be written."""
+        with self._changed:
+            return self._used_bytes + self._reserved_bytes + self._inline_bytes
+
+    @property
+    def limit_bytes(self) -> int:
+        with self._changed:
+            return self._limit_bytes
+
+    @property
+    def waiting(self) -> int:
+        """How many callers wait for room."""
+        with self._changed:
+            return self._waiting
+
+    def close(self) -> None:
+        """Let no one wait any more: waiters and later callers fail with LocalFullError."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def __repr__(self) -> str:
+        return (
+            f"<Budget used={self._used_bytes} reserved={self._reserved_bytes} "
+            f"inline={self._inline_bytes} limit={self._limit_bytes} waiting={self._waiting}>"
+        )

@@ -1,0 +1,124 @@
+"""Fetching blocks from the remote: once however many ask, verified, within a rate.
+
+What is to happen with a fetched block is `blocks`' business.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from syncer import codec
+from syncer.codec import Buffer
+from syncer.errors import OfflineError, SyncerError
+from syncer.rates import RateLimit
+from syncer.remote.base import Remote
+from syncer.remote.retry import State
+
+# Who waits for a place among the waiting looks that often whether waiting makes sense.
+_LOOK_SECONDS = 0.5
+
+
+def block_key(block_id: bytes) -> str:
+    """Where a block's object lies on the remote."""
+    name = block_id.hex()
+    return f"blocks/{name[:2]}/{name}"
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What was downloaded since the start."""
+
+    blocks: int
+    content_bytes: int
+    urgent_blocks: int
+    """Those that someone waited for; the others were fetched ahead of a reader."""
+
+
+class Fetcher:
+    """Downloads from one remote. May be used from several threads."""
+
+    def __init__(
+        self, remote: Remote, seed: int, *, bytes_per_second: int = 0, max_waiting: int = 48
+    ) -> None:
+        """At most `max_waiting` urgent callers wait for the remote at once; others queue up."""
+        self.limit = RateLimit(bytes_per_second)
+        self._remote = remote
+        self._seed = seed
+        self._places = threading.BoundedSemaphore(max_waiting)
+        self._lock = threading.Lock()
+        # The lock guards everything below.
+        self._flights: dict[bytes, Future[Buffer]] = {}
+        self._fetched = Fetched(0, 0, 0)
+
+    @property
+    def fetched(self) -> Fetched:
+        with self._lock:
+            return self._fetched
+
+    def once(self, block_id: bytes, work: Callable[[], Buffer], *, urgent: bool = True) -> Buffer:
+        """The result of `work`, which the first caller does and the others wait for.
+
+        They share its failure as well. Raises what `work` raises, and OfflineError if the remote
+        is away and too many wait for it already.
+        """
+        if not urgent:
+            return self._once(block_id, work)
+        self._wait_for_place()
+        try:
+            return self._once(block_id, work)
+        finally:
+            self._places.release()
+
+    def _wait_for_place(self) -> None:
+        while not self._places.acquire(timeout=_LOOK_SECONDS):
+            report = self._remote.health.report()
+            if report.state is not State.ONLINE:
+                raise OfflineError(report.error)
+
+    def _once(self, block_id: bytes, work: Callable[[], Buffer]) -> Buffer:
+        with self._lock:
+            flight = self._flights.get(block_id)
+            if flight is None:
+                own = self._flights[block_id] = Future()
+        if flight is not None:
+            return _outcome(flight)
+        try:
+            content = work()
+        except BaseException as error:
+            self._land(block_id)
+            own.set_exception(error)
+            raise
+        self._land(block_id)
+        own.set_result(content)
+        return content
+
+    def _land(self, block_id: bytes) -> None:
+        with self._lock:
+            del self._flights[block_id]
+
+    def download(self, block_id: bytes, *, urgent: bool) -> Buffer:
+        """A block's content from the remote, verified.
+
+        Raises CorruptError if the remote's copy is damaged, and what `Remote.get` raises.
+        """
+        stored = self._remote.get(block_key(block_id), urgent=urgent)
+        time.sleep(self.limit.take(len(stored)))
+        content = codec.decode_block(stored, block_id, self._seed)
+        with self._lock:
+            was = self._fetched
+            self._fetched = Fetched(
+                was.blocks + 1, was.content_bytes + len(content), was.urgent_blocks + urgent
+            )
+        return content
+
+
+def _outcome(flight: Future[Buffer]) -> Buffer:
+    error = flight.exception()
+    if isinstance(error, SyncerError):
+        # A new one: tracebacks of several threads must not mix.
+        raise type(error)(str(error)) from error
+    return flight.result()
