@@ -35,9 +35,9 @@ def find_sshd() -> str | None:
 class Sshd:
     """The server. Usable by root and by ordinary users; `port` stays the same over restarts."""
 
-    def __init__(self, *options: str) -> None:
-        """`options` are further lines for its sshd_config."""
-        self._options = options
+    def __init__(self, *options: str, sftp: str = "internal-sftp") -> None:
+        """`options` are further lines for its sshd_config; `sftp` is the SFTP server's command."""
+        self._options = (f"Subsystem sftp {sftp}", *options) if sftp else options
         self._process: subprocess.Popen[bytes] | None = None
         self._frozen: list[int] = []
 
@@ -82,7 +82,6 @@ class Sshd:
             "PasswordAuthentication no",
             "KbdInteractiveAuthentication no",
             "PermitRootLogin yes",
-            "Subsystem sftp internal-sftp",
             *self._options,
         ]
         (self.folder / "sshd_config").write_text("\n".join(server) + "\n")

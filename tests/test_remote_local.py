@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -78,7 +78,7 @@ def test_a_disk_that_is_not_mounted_is_offline_and_not_empty(remote: Remote, fol
     remote.delete("blocks/ab/none")
     folder.rename(folder.with_name("elsewhere"))
     folder.mkdir()
-    calls = [
+    calls: list[Callable[[], object]] = [
         lambda: remote.get("blocks/ab/abcd"),
         lambda: remote.put("blocks/ab/abcd", b"content"),
         lambda: list(remote.list("blocks/ab")),

@@ -95,7 +95,7 @@ class Files(ABC):
 
     @abstractmethod
     def make_folders(self, paths: Sequence[str]) -> None:
-        """Make those of the folders that are missing, in this order."""
+        """Make those of the folders that are missing, each after the one that it lies in."""
 
     @abstractmethod
     def usage(self) -> Usage | None:

@@ -66,8 +66,8 @@ def parse(text: str) -> Location:
         if re.match(r"[^/]*@[^/]*:", path):
             raise _password()
         return _on_server(user, host, None, path)
-    if text.startswith(":"):
-        raise UsageError(f"no host before the colon in {text!r}; try host:path")
+    if re.match(r"[^/]*:", text):
+        raise UsageError(f"no host name before the colon of {text!r}; a local path needs ./")
     return _local(os.path.expanduser(text))
 
 

@@ -136,7 +136,8 @@ class Pool:
         except SyncerError as error:
             with self._changed:
                 self._open_after = time.monotonic() + REOPEN_AFTER_SECONDS
-                hopeless = not self._busy or not isinstance(error, OfflineError)
+                others = self._busy or self._idle or self._opening > 1
+                hopeless = not others or not isinstance(error, OfflineError)
             if hopeless:
                 self._tell_waiters(error)
                 raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import stat as modes
 import struct
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -95,7 +95,8 @@ class SftpFiles(Files):
         found = []
         with self.told(path):
             handle = session.handle(session.send(sftp.OPENDIR, self.path(path)))
-            requests = deque(session.send(sftp.READDIR, handle) for _ in range(FOLDER_READS))
+            ahead = FOLDER_READS if session.in_order else 1
+            requests = deque(session.send(sftp.READDIR, handle) for _ in range(ahead))
             try:
                 while names := session.names(requests.popleft()):
                     requests.append(session.send(sftp.READDIR, handle))
@@ -119,13 +120,19 @@ class SftpFiles(Files):
             steps = self._root.split(b"/")
             parents = [b"/".join(steps[:end]) for end in range(1, len(steps) + 1)]
             with self.told(""):
-                self._make([parent for parent in parents if parent])
+                for parent in filter(None, parents):
+                    self._make([parent])
 
     def make_folders(self, paths: Sequence[str]) -> None:
+        levels = defaultdict(list)
+        for path in paths:
+            levels[path.count("/")].append(self.path(path))
         with self.told("the repository's folders"):
-            self._make([self.path(path) for path in paths])
+            for level in sorted(levels):
+                self._make(levels[level])
 
     def _make(self, paths: Sequence[bytes]) -> None:
+        """Make folders of which none lies in another, those that are missing."""
         session = self._session
         requests = [(path, session.send(sftp.MKDIR, path, 0)) for path in paths]
         failed: list[tuple[bytes, AccessError | StatusError | ExistsError]] = []
