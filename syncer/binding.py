@@ -133,7 +133,7 @@ def _load(version: int) -> tuple[Any, Any]:
         raise MountError(f"libfuse {version} is missing")
     os.environ["FUSE_LIBRARY_PATH"] = library
     if version == 3:
-        import mfusepy
+        import mfusepy  # type: ignore[import-untyped]
 
         return mfusepy, _binding_3(mfusepy)
     import fuse
@@ -262,9 +262,7 @@ class _Common:
     def _utimens(self, target: Target, buf: Any) -> None:
         self.operations.set_times(target, *_times(buf))
 
-    def _readdir(
-        self, fill: Callable[[bytes, Node, int], int], offset: int, handle: int
-    ) -> None:
+    def _readdir(self, fill: Callable[[bytes, Node, int], int], offset: int, handle: int) -> None:
         """Deliver entries from number `offset` on until libfuse's buffer is full.
 
         Each entry goes with the number of the next one. With 0 instead, libfuse would keep the
@@ -278,7 +276,7 @@ class _Common:
         is_full = False
         while not is_full:
             rows = self.operations.entries(handle, position, _ENTRIES_PER_CALL)
-            delivered = []
+            delivered: list[bytes] = []
             for name, node in rows:
                 if fill(name, node, position + len(delivered) + 3):
                     is_full = True
@@ -312,7 +310,7 @@ def _signed(number: int) -> int:
 def _binding_3(module: Any) -> Any:
     """The subclass of mfusepy's FUSE."""
 
-    class Fuse3(_Common, module.FUSE):  # type: ignore[misc, name-defined]
+    class Fuse3(_Common, module.FUSE):  # type: ignore[misc]
         options: MountOptions
 
         def init_fuse_3(self, conn: Any, config: Any) -> None:
@@ -369,7 +367,7 @@ def _binding_3(module: Any) -> Any:
 def _binding_2(module: Any) -> Any:
     """The subclass of fusepy's FUSE."""
 
-    class Fuse2(_Common, module.FUSE):  # type: ignore[misc, name-defined]
+    class Fuse2(_Common, module.FUSE):  # type: ignore[misc]
         options: MountOptions
 
         def init(self, conn: Any) -> None:
@@ -399,9 +397,7 @@ def _binding_2(module: Any) -> Any:
         def rename(self, old: bytes, new: bytes) -> None:
             self.operations.move(old, new, 0)
 
-        def readdir(
-            self, path: bytes | None, buf: Any, filler: Any, offset: int, fip: Any
-        ) -> None:
+        def readdir(self, path: bytes | None, buf: Any, filler: Any, offset: int, fip: Any) -> None:
             stat = module.c_stat()
 
             def fill(name: bytes, node: Node, next_offset: int) -> int:

@@ -7,9 +7,10 @@ files hold content as it is, so once a file is verified, reads are served from i
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import cachetools
 
@@ -297,6 +298,17 @@ class Blocks(Ledger):
                 self.evicted_blocks += len(victims)
         return freed
 
+    def evict_these(self, block_ids: Iterable[bytes]) -> tuple[int, int]:
+        """Remove those of these blocks that are clean and not in use; returns (blocks, bytes)."""
+        count, freed = 0, 0
+        with self._evicting:
+            for batch in _batches(block_ids, _EVICT_BLOCKS):
+                victims = self._doom_these(batch)
+                freed += self._unlink(victims)
+                count += len(victims)
+            self.evicted_blocks += count
+        return count, freed
+
     def _reserve_by_evicting(self, size_bytes: int) -> None:
         """Room for a fetched block: worth an eviction, but not a wait for uploads."""
         budget = self.cache.budget
@@ -308,3 +320,9 @@ class Blocks(Ledger):
             self.evict(max(size_bytes, min(_EVICT_BYTES, budget.limit_bytes // 16)))
             if not budget.try_reserve(size_bytes):
                 raise LocalFullError("no room for fetched blocks")
+
+
+def _batches(block_ids: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
+    iterator = iter(block_ids)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch

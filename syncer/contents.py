@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from syncer.codec import HOLE, ID_BYTES
+from syncer.codec import HOLE, ID_BYTES, split_ids
 from syncer.db import Database, Row
 from syncer.epochs import Epochs
 
@@ -32,6 +32,13 @@ class Contents:
             "SELECT data FROM content WHERE node = ? AND run = ?", (node_id, run)
         )
         return row[0] if row else b""
+
+    def ids(self, node_id: int) -> list[bytes]:
+        """The ids of all blocks of a file, in order, without its holes."""
+        rows = self._db.query(
+            "SELECT data FROM content WHERE node = ? AND run >= 0 ORDER BY run", (node_id,)
+        )
+        return [block_id for row in rows for block_id in split_ids(row[0]) if block_id != HOLE]
 
     def inline(self, node_id: int) -> bytes | None:
         """The bytes of a tiny file that lie in its row, or None."""
@@ -159,4 +166,3 @@ class Contents:
 
     def _count_inline(self, change_bytes: int) -> None:
         self._db.execute("UPDATE usage SET inline_bytes = inline_bytes + ?", (change_bytes,))
-

@@ -128,7 +128,7 @@ CREATE TABLE orphan(           -- files without a name that were open; removed a
 CREATE TABLE block(            -- blocks with a local copy, and only these
   id BLOB PRIMARY KEY,         -- 16 bytes
   size INTEGER NOT NULL,       -- bytes of content, 1 .. 1 MiB
-  dirty INTEGER,               -- order of upload (oldest first) while the remote lacks it; NULL: clean
+  dirty INTEGER,               -- order of upload, oldest first, while the remote lacks it; or NULL
   refs INTEGER NOT NULL,       -- of a dirty block: how often content (now and past) names it;
                                -- at 0 it is dropped without an upload. Of a clean one: 0, unused
   synced INTEGER NOT NULL,     -- 1: the local file is power-safe

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -12,9 +13,12 @@ from dataclasses import dataclass
 from syncer.blocks import Blocks
 from syncer.codec import BLOCK_BYTES
 from syncer.contents import Contents
-from syncer.openfile import BufferCount, OpenFile
+from syncer.errors import SyncerError
+from syncer.openfile import OpenFile, Shared
 from syncer.readahead import ReadAhead
 from syncer.tree import Node, Tree
+
+log = logging.getLogger(__name__)
 
 _DAY_NS = 86_400 * 10**9
 
@@ -40,7 +44,9 @@ class Files:
         blocks: Blocks,
         *,
         read_ahead: Callable[[Sequence[bytes]], None],
-        max_read_ahead_bytes: int = 64 << 20,
+        max_read_ahead_bytes: int,
+        inline_limit_bytes: int,
+        inline_total_bytes: int,
         update_atime: bool = True,
     ) -> None:
         self._tree = tree
@@ -50,7 +56,7 @@ class Files:
         self._max_read_ahead_blocks = max(1, max_read_ahead_bytes // BLOCK_BYTES)
         self.update_atime = update_atime
         self.lock = threading.RLock()
-        self._buffered = BufferCount()
+        self._shared = Shared(inline_limit_bytes, inline_total_bytes)
         self._files: dict[int, OpenFile] = {}
         self._handles: dict[int, _Handle] = {}
         self._numbers = itertools.count(1)
@@ -62,6 +68,11 @@ class Files:
     def count(self) -> int:
         """How many handles there are."""
         return len(self._handles)
+
+    def unsaved_count(self) -> int:
+        """How many files have writes that are not in the metadata yet."""
+        with self.lock:
+            return sum(file.dirty_since_ns is not None for file in self._files.values())
 
     def overlaid(self, node: Node) -> Node:
         """The node as a caller must see it: with what is only buffered so far."""
@@ -83,7 +94,7 @@ class Files:
         with self.lock:
             file = self._files.get(node.id)
             if file is None:
-                file = OpenFile(node, self._tree, self._contents, self._blocks, self._buffered)
+                file = OpenFile(node, self._tree, self._contents, self._blocks, self._shared)
                 self._files[node.id] = file
             file.handles += 1
             handle = next(self._numbers)
@@ -159,17 +170,15 @@ class Files:
         if node.atime_ns <= max(node.mtime_ns, node.ctime_ns) or node.atime_ns < now - _DAY_NS:
             self._tree.set_atime(node.id, now)
 
-    def flush_older(self, age_ns: int) -> None:
-        """Commit what open files have held in buffers for longer than `age_ns`."""
-        before = self._tree.now_ns() - age_ns
+    def flush_all(self) -> None:
+        """Commit what open files hold in buffers. A file that can't be committed now stays."""
         with self.lock:
-            files = [
-                file
-                for file in self._files.values()
-                if file.dirty_since_ns is not None and file.dirty_since_ns <= before
-            ]
+            files = [file for file in self._files.values() if file.dirty_since_ns is not None]
         for file in files:
-            file.flush()
+            try:
+                file.flush()
+            except SyncerError as error:
+                log.warning("an open file (node %d) is not saved yet: %s", file.node_id, error)
 
     def reload(self) -> None:
         """Others changed the tables (a follower caught up): open files look again."""

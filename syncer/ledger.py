@@ -318,8 +318,6 @@ class Ledger:
 
     def _doom_oldest(self, wanted_bytes: int, limit: int) -> list[bytes]:
         """Step 1 for up to `limit` of the clean blocks that were used longest ago."""
-        victims: dict[bytes, int] = {}
-        freed = 0
         with self._db.transaction():
             with self._lock:
                 unavailable = len(self._holds) + len(self._removing)
@@ -327,15 +325,33 @@ class Ledger:
                 "SELECT id, size FROM block WHERE dirty IS NULL ORDER BY used LIMIT ?",
                 (limit + unavailable,),
             )
-            with self._lock:
-                for block_id, size_bytes in rows:
-                    if freed >= wanted_bytes:
-                        break
-                    if block_id not in self._holds and block_id not in self._removing:
-                        victims[block_id] = disk_bytes(size_bytes)
-                        freed += victims[block_id]
-                self._doomed.update(victims)
-            self._delete_clean(victims)
+            return self._doom(rows, wanted_bytes)
+
+    def _doom_these(self, block_ids: Iterable[bytes]) -> list[bytes]:
+        """Step 1 for those of these blocks that are clean."""
+        with self._db.transaction():
+            rows = [
+                row
+                for block_id in block_ids
+                for row in self._db.query(
+                    "SELECT id, size FROM block WHERE id = ? AND dirty IS NULL", (block_id,)
+                )
+            ]
+            return self._doom(rows, sum(disk_bytes(row[1]) for row in rows))
+
+    def _doom(self, rows: Iterable[tuple[bytes, int]], wanted_bytes: int) -> list[bytes]:
+        """Delete rows of clean blocks until so much is freed, but not of those in use."""
+        victims: dict[bytes, int] = {}
+        freed = 0
+        with self._lock:
+            for block_id, size_bytes in rows:
+                if freed >= wanted_bytes:
+                    break
+                if block_id not in self._holds and block_id not in self._removing:
+                    victims[block_id] = disk_bytes(size_bytes)
+                    freed += victims[block_id]
+            self._doomed.update(victims)
+        self._delete_clean(victims)
         return list(victims)
 
     def _delete_clean(self, sizes: dict[bytes, int]) -> None:

@@ -119,13 +119,13 @@ class Operations:
         self._vfs.rename(old, new, flags)
 
     def entries(self, handle: int, offset: int, limit: int) -> list[tuple[bytes, Node]]:
-        return self._vfs.readdir(handle, offset, limit)
+        return self._vfs.directories.read(handle, offset, limit)
 
     def delivered(self, handle: int, names: list[bytes]) -> None:
-        self._vfs.listed(handle, names)
+        self._vfs.directories.delivered(handle, names)
 
     def dot_entries(self, handle: int) -> tuple[Node, Node]:
-        return self._vfs.directory(handle)
+        return self._vfs.directories.dots(handle)
 
     # What both bindings call as it is
 
@@ -154,7 +154,7 @@ class Operations:
         return self._vfs.opendir(_bytes(path))
 
     def releasedir(self, path: str | None, handle: int) -> None:
-        self._vfs.releasedir(handle)
+        self._vfs.directories.release(handle)
 
     def flush(self, path: str | None, handle: int) -> None:
         self._vfs.files.flush(handle)

@@ -24,13 +24,11 @@ from syncer.contents import RUN_BLOCKS, Contents
 from syncer.errors import MissingError
 from syncer.tree import Node, Tree
 
-#: A file of at most this size lies in the database: no block file, no object of its own.
-INLINE_BYTES = 4096
-#: What all tiny files together may take in the database before others become blocks.
-MAX_INLINE_TOTAL_BYTES = 64 << 20
 #: What the buffers of all open files may take before a writer seals its own.
 MAX_BUFFERED_BYTES = 32 << 20
 _MAX_CACHED_RUNS = 8
+#: No setting allows larger files in the database; above it, nobody has to look there.
+_MAX_INLINE_BYTES = 65536
 
 
 @dataclass(slots=True)
@@ -44,15 +42,21 @@ class _Buffer:
 
 
 @dataclass
-class BufferCount:
-    """How much all open files hold in buffers. For several threads: a count may lag behind."""
+class Shared:
+    """What all open files share. Safe for use from several threads."""
 
-    total_bytes: int = 0
+    inline_limit_bytes: int
+    """A file of at most this size lies in the database: no block file, no object of its own."""
+    inline_total_bytes: int
+    """What all tiny files together may take there before others become blocks."""
+    buffered_bytes: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+    """Guards `buffered_bytes`."""
 
-    def add(self, change_bytes: int) -> None:
+    def count(self, change_bytes: int) -> None:
+        """Note that buffers have grown or shrunk."""
         with self.lock:
-            self.total_bytes += change_bytes
+            self.buffered_bytes += change_bytes
 
 
 class OpenFile:
@@ -64,7 +68,7 @@ class OpenFile:
     """
 
     def __init__(
-        self, node: Node, tree: Tree, contents: Contents, blocks: Blocks, count: BufferCount
+        self, node: Node, tree: Tree, contents: Contents, blocks: Blocks, shared: Shared
     ) -> None:
         self.node_id = node.id
         self.lock = threading.RLock()
@@ -73,14 +77,17 @@ class OpenFile:
         self._tree = tree
         self._contents = contents
         self._blocks = blocks
-        self._count = count
+        self._shared = shared
         self._buffers: dict[int, _Buffer] = {}
         self._runs: dict[int, bytes] = {}
-        self._inline = contents.inline(node.id) if node.size <= INLINE_BYTES else None
+        self._inline = self._load_inline(node)
         self._unsynced: set[bytes] = set()
         #: Times of writes that are not in the tree yet, or None.
         self._written_ns: int | None = None
         self.dirty_since_ns: int | None = None
+
+    def _load_inline(self, node: Node) -> bytes | None:
+        return self._contents.inline(node.id) if node.size <= _MAX_INLINE_BYTES else None
 
     # Attributes
 
@@ -194,7 +201,7 @@ class OpenFile:
                 done += len(part)
                 # After the bytes, so that a failed write does not leave a longer file.
                 self.size = max(self.size, offset + done)
-            if self._count.total_bytes > MAX_BUFFERED_BYTES:
+            if self._shared.buffered_bytes > MAX_BUFFERED_BYTES:
                 self._seal(list(self._buffers))
 
     def append(self, data: memoryview) -> None:
@@ -228,7 +235,7 @@ class OpenFile:
         if start > before:
             buffer.data.extend(bytes(start - before))
         buffer.data[start:end] = data
-        self._count.add(len(buffer.data) - before)
+        self._shared.count(len(buffer.data) - before)
         buffer.start, buffer.end = min(start, buffer.start), max(end, buffer.end)
         self._note_write(now_ns)
         if end == BLOCK_BYTES and buffer.start == 0:
@@ -245,19 +252,19 @@ class OpenFile:
         below[buffer.start : buffer.end] = buffer.data[buffer.start : buffer.end]
         buffer.data, buffer.base = below, None
         buffer.start, buffer.end = 0, len(below)
-        self._count.add(len(below) - before)
+        self._shared.count(len(below) - before)
 
     def _leave_inline(self) -> None:
         """Turn inline content into a buffer; the row stays until the buffer is sealed."""
         if self._inline is not None:
             self._buffers[0] = _Buffer(bytearray(self._inline), None, 0, len(self._inline))
-            self._count.add(len(self._inline))
+            self._shared.count(len(self._inline))
             self._inline = None
 
     def _drop_buffer(self, index: int) -> None:
         buffer = self._buffers.pop(index, None)
         if buffer is not None:
-            self._count.add(-len(buffer.data))
+            self._shared.count(-len(buffer.data))
 
     # Sealing
 
@@ -273,9 +280,10 @@ class OpenFile:
 
     def _seal_inline(self) -> bool:
         """Commit a tiny file into the database; False if it is not tiny, or there are too many."""
-        if self.size > INLINE_BYTES or not self._buffers:
+        shared = self._shared
+        if self.size > shared.inline_limit_bytes or not self._buffers:
             return False
-        if self._contents.inline_bytes() > MAX_INLINE_TOTAL_BYTES:
+        if self._contents.inline_bytes() + self.size > shared.inline_total_bytes:
             return False
         buffer = self._loaded(0)
         assert buffer is not None
@@ -370,7 +378,7 @@ class OpenFile:
             if index > keep or not rest:
                 self._drop_buffer(index)
         if tail is not None:
-            self._count.add(min(0, rest - len(tail.data)))
+            self._shared.count(min(0, rest - len(tail.data)))
             del tail.data[rest:]
             tail.end = min(tail.end, rest)
         self.size = size
@@ -401,9 +409,7 @@ class OpenFile:
         with self.lock:
             self.size = node.size
             self._runs.clear()
-            self._inline = (
-                self._contents.inline(node.id) if node.size <= INLINE_BYTES else None
-            )
+            self._inline = self._load_inline(node)
 
     def discard(self) -> None:
         """Forget what is buffered: the file has no name and no handle any more."""

@@ -139,9 +139,7 @@ class Tree:
         with self._db.lock:
             found = self._names.get(key)
             if found is None:
-                row = self._db.query_one(
-                    "SELECT node FROM name WHERE parent = ? AND name = ?", key
-                )
+                row = self._db.query_one("SELECT node FROM name WHERE parent = ? AND name = ?", key)
                 if row is None:
                     return None
                 found = row[0]
@@ -156,6 +154,14 @@ class Tree:
             (parent, after, limit),
         )
         return [(row[0], Node(*row[1:])) for row in rows]
+
+    def all_entries(self, parent: int) -> list[Node]:
+        """The nodes of all entries of a directory."""
+        rows = self._db.query(
+            "SELECT node.* FROM name JOIN node ON node.id = name.node WHERE name.parent = ?",
+            (parent,),
+        )
+        return [Node(*row) for row in rows]
 
     def is_empty(self, directory: int) -> bool:
         return not self._db.query_one("SELECT 1 FROM name WHERE parent = ? LIMIT 1", (directory,))

@@ -15,15 +15,13 @@ orphan's row, and made final by that thread's next call or by the next round of 
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import stat
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NoReturn
+from dataclasses import dataclass
 
 from syncer.blocks import Blocks
+from syncer.directories import Directories
 from syncer.files import Files
 from syncer.tree import ROOT, Node, Tree
 
@@ -38,7 +36,6 @@ RENAME_EXCHANGE = 2
 _XATTR_CREATE = 1
 _XATTR_REPLACE = 2
 _NAMESPACES = (b"user.", b"trusted.", b"security.")
-_LISTING_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -53,17 +50,6 @@ class Caller:
 Target = bytes | int
 
 
-@dataclass
-class _Listing:
-    """An open directory. `shown` has the names in order, so that an offset can be resumed."""
-
-    node_id: int
-    shown: list[bytes] = field(default_factory=list)
-    rows: list[tuple[bytes, Node]] = field(default_factory=list)
-    rows_at: int = 0
-    name_changes: int = -1
-
-
 class Vfs:
     """The file system. All methods may be called from many threads.
 
@@ -74,10 +60,9 @@ class Vfs:
         self._tree = tree
         self._blocks = blocks
         self.files = files
+        self.directories = Directories(tree, files)
         #: A reason why nothing can be changed; None: everything can.
         self.read_only: str | None = None
-        self._listings: dict[int, _Listing] = {}
-        self._listing_numbers = itertools.count(1)
         self._hidden: dict[tuple[int, bytes], int] = {}
         #: thread -> node whose removal it may yet turn into a rename
         self._provisional: dict[int, int] = {}
@@ -104,41 +89,41 @@ class Vfs:
             if hidden is not None:
                 return hidden
         if not self._node(parent).is_dir:
-            _fail(errno.ENOTDIR)
+            raise _error(errno.ENOTDIR)
         if len(name) > NAME_MAX_BYTES:
-            _fail(errno.ENAMETOOLONG)
-        _fail(errno.ENOENT)
+            raise _error(errno.ENAMETOOLONG)
+        raise _error(errno.ENOENT)
 
     def _node(self, number: int) -> Node:
         node = self._tree.node(number)
         if node is None:
-            _fail(errno.ENOENT)
+            raise _error(errno.ENOENT)
         return node
 
     def _parent(self, path: bytes) -> tuple[Node, bytes]:
         """The directory that holds the last part of `path`, and that part."""
         head, _, name = path.rstrip(b"/").rpartition(b"/")
         if not name:
-            _fail(errno.EBUSY)
+            raise _error(errno.EBUSY)
         if len(name) > NAME_MAX_BYTES:
-            _fail(errno.ENAMETOOLONG)
+            raise _error(errno.ENAMETOOLONG)
         parent = self._walk(head)
         if not parent.is_dir:
-            _fail(errno.ENOTDIR)
+            raise _error(errno.ENOTDIR)
         return parent, name
 
     def _free_place(self, path: bytes) -> tuple[Node, bytes]:
         """As `_parent`, where the name must be free."""
         parent, name = self._parent(path)
         if self._tree.lookup(parent.id, name) is not None:
-            _fail(errno.EEXIST)
+            raise _error(errno.EEXIST)
         return parent, name
 
     def _begin_change(self) -> None:
         if self._provisional:
             self._settle(threading.get_ident())
         if self.read_only is not None:
-            _fail(errno.EROFS)
+            raise _error(errno.EROFS)
 
     # Attributes
 
@@ -204,7 +189,7 @@ class Vfs:
         if not stat.S_IFMT(mode):
             mode |= stat.S_IFREG
         if stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
-            _fail(errno.EINVAL)
+            raise _error(errno.EINVAL)
         with self._tree.transaction():
             parent, name = self._free_place(path)
             gid, mode = self._owner(parent, caller, mode)
@@ -215,16 +200,16 @@ class Vfs:
         with self._tree.transaction():
             parent, name = self._free_place(path)
             if parent.nlink >= LINK_MAX:
-                _fail(errno.EMLINK)
+                raise _error(errno.EMLINK)
             gid, mode = self._owner(parent, caller, stat.S_IFDIR | stat.S_IMODE(mode))
             self._tree.create(parent, name, mode, caller.uid, gid)
 
     def symlink(self, target: bytes, path: bytes, caller: Caller) -> None:
         self._begin_change()
         if not target:
-            _fail(errno.ENOENT)
+            raise _error(errno.ENOENT)
         if len(target) >= PATH_MAX_BYTES:
-            _fail(errno.ENAMETOOLONG)
+            raise _error(errno.ENAMETOOLONG)
         with self._tree.transaction():
             parent, name = self._free_place(path)
             gid, mode = self._owner(parent, caller, stat.S_IFLNK | 0o777)
@@ -233,7 +218,7 @@ class Vfs:
     def readlink(self, path: bytes) -> bytes:
         target = self._walk(path).target
         if target is None:
-            _fail(errno.EINVAL)
+            raise _error(errno.EINVAL)
         return target
 
     def link(self, old: bytes, new: bytes) -> None:
@@ -242,9 +227,9 @@ class Vfs:
         with self._tree.transaction():
             node = self._walk(old)
             if node.is_dir:
-                _fail(errno.EPERM)
+                raise _error(errno.EPERM)
             if node.nlink >= LINK_MAX:
-                _fail(errno.EMLINK)
+                raise _error(errno.EMLINK)
             parent, name = self._free_place(new)
             self._tree.link(node.id, parent.id, name)
 
@@ -258,7 +243,7 @@ class Vfs:
         with self.files.lock, self._tree.transaction():
             node = self._existing(parent, name)
             if node.is_dir:
-                _fail(errno.EISDIR)
+                raise _error(errno.EISDIR)
             self._drop_name(parent, name, node)
 
     def rmdir(self, path: bytes) -> None:
@@ -267,15 +252,15 @@ class Vfs:
             parent, name = self._parent(path)
             node = self._existing(parent, name)
             if not node.is_dir:
-                _fail(errno.ENOTDIR)
+                raise _error(errno.ENOTDIR)
             if not self._tree.is_empty(node.id):
-                _fail(errno.ENOTEMPTY)
+                raise _error(errno.ENOTEMPTY)
             self._tree.unlink(parent.id, name, keep=False)
 
     def _existing(self, parent: Node, name: bytes) -> Node:
         number = self._tree.lookup(parent.id, name)
         if number is None:
-            _fail(errno.ENOENT)
+            raise _error(errno.ENOENT)
         return self._node(number)
 
     def _drop_name(self, parent: Node, name: bytes, node: Node) -> None:
@@ -286,13 +271,13 @@ class Vfs:
     def rename(self, old: bytes, new: bytes, flags: int = 0) -> None:
         """Move a name, replacing what is in its new place, in one step."""
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == 3:
-            _fail(errno.EINVAL)
+            raise _error(errno.EINVAL)
         new_name = new.rpartition(b"/")[2]
         if new_name.startswith(_HIDDEN) and not flags:
             self._hide(old, new)
             return
         if self.read_only is not None:
-            _fail(errno.EROFS)
+            raise _error(errno.EROFS)
         with self.files.lock, self._tree.transaction():
             # In the same transaction as the rename whose first half it is.
             self._settle(threading.get_ident())
@@ -300,19 +285,19 @@ class Vfs:
             new_parent, new_name = self._parent(new)
             node = self._existing(old_parent, old_name)
             if node.is_dir and self._is_within(new_parent.id, node.id):
-                _fail(errno.EINVAL)
+                raise _error(errno.EINVAL)
             number = self._tree.lookup(new_parent.id, new_name)
             if flags & RENAME_EXCHANGE:
                 if number is None:
-                    _fail(errno.ENOENT)
+                    raise _error(errno.ENOENT)
                 if self._node(number).is_dir and self._is_within(old_parent.id, number):
-                    _fail(errno.EINVAL)
+                    raise _error(errno.EINVAL)
                 if number != node.id:
                     self._tree.exchange(old_parent.id, old_name, new_parent.id, new_name)
                 return
             if number is not None:
                 if flags & RENAME_NOREPLACE:
-                    _fail(errno.EEXIST)
+                    raise _error(errno.EEXIST)
                 if number == node.id:
                     return
                 self._make_way(new_parent, new_name, node, self._node(number))
@@ -322,13 +307,13 @@ class Vfs:
         """Remove what a rename replaces, if it may."""
         if target.is_dir:
             if not node.is_dir:
-                _fail(errno.EISDIR)
+                raise _error(errno.EISDIR)
             if not self._tree.is_empty(target.id):
-                _fail(errno.ENOTEMPTY)
+                raise _error(errno.ENOTEMPTY)
             self._tree.unlink(parent.id, name, keep=False)
             return
         if node.is_dir:
-            _fail(errno.ENOTDIR)
+            raise _error(errno.ENOTDIR)
         self._drop_name(parent, name, target)
 
     def _is_within(self, directory: int, ancestor: int) -> bool:
@@ -352,7 +337,7 @@ class Vfs:
             hidden_parent, hidden_name = self._parent(hidden)
             node = self._existing(parent, name)
             if node.is_dir:
-                _fail(errno.EBUSY)
+                raise _error(errno.EBUSY)
             self._blocks.unname(self._tree.unlink(parent.id, name, keep=True))
             self._hidden[hidden_parent.id, hidden_name] = node.id
             if node.nlink == 1:
@@ -393,45 +378,11 @@ class Vfs:
     # Directories
 
     def opendir(self, path: bytes) -> int:
+        """Open a directory; returns a handle for `directories`."""
         node = self._walk(path)
         if not node.is_dir:
-            _fail(errno.ENOTDIR)
-        handle = next(self._listing_numbers)
-        self._listings[handle] = _Listing(node.id)
-        return handle
-
-    def readdir(self, handle: int, offset: int, limit: int) -> list[tuple[bytes, Node]]:
-        """Up to `limit` entries from number `offset` on, without "." and "..".
-
-        The order is that of the names, so entries that come and go meanwhile neither hide others
-        nor show them twice.
-        """
-        listing = self._listings[handle]
-        del listing.shown[offset:]
-        if listing.name_changes != self._tree.name_changes or listing.rows_at != offset:
-            listing.rows = []
-        if not listing.rows:
-            listing.name_changes = self._tree.name_changes
-            after = listing.shown[offset - 1] if offset else b""
-            listing.rows = self._tree.entries(listing.node_id, after, _LISTING_ROWS)
-            listing.rows_at = offset
-        return [(name, self.files.overlaid(node)) for name, node in listing.rows[:limit]]
-
-    def listed(self, handle: int, names: Sequence[bytes]) -> None:
-        """These entries, of the last `readdir`, were delivered."""
-        listing = self._listings[handle]
-        listing.shown.extend(names)
-        del listing.rows[: len(names)]
-        listing.rows_at += len(names)
-
-    def directory(self, handle: int) -> tuple[Node, Node]:
-        """The nodes of "." and ".." of an open directory."""
-        node = self._node(self._listings[handle].node_id)
-        names = self._tree.names_of(node.id)
-        return node, self._node(names[0][0]) if names else node
-
-    def releasedir(self, handle: int) -> None:
-        self._listings.pop(handle, None)
+            raise _error(errno.ENOTDIR)
+        return self.directories.open(node.id)
 
     # Opening, closing
 
@@ -451,11 +402,11 @@ class Vfs:
             self._settle(threading.get_ident())
         writes = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
         if writes and self.read_only is not None:
-            _fail(errno.EROFS)
+            raise _error(errno.EROFS)
         with self.files.lock:
             node = self._walk(path)
             if node.is_dir:
-                _fail(errno.EISDIR)
+                raise _error(errno.EISDIR)
             handle = self.files.open(node)
         if flags & os.O_TRUNC:
             self.files.truncate(handle, 0)
@@ -471,7 +422,7 @@ class Vfs:
     def write(self, handle: int, data: memoryview, offset: int) -> int:
         """Write to an open file; returns len(data)."""
         if self.read_only is not None:
-            _fail(errno.EROFS)
+            raise _error(errno.EROFS)
         return self.files.write(handle, data, offset)
 
     def truncate(self, target: Target, size: int) -> None:
@@ -496,7 +447,7 @@ class Vfs:
     def getxattr(self, path: bytes, name: bytes) -> bytes:
         value = self._tree.xattr(self._walk(path).id, _checked(name))
         if value is None:
-            _fail(errno.ENODATA)
+            raise _error(errno.ENODATA)
         return value
 
     def listxattr(self, path: bytes) -> list[bytes]:
@@ -506,16 +457,16 @@ class Vfs:
         self._begin_change()
         _checked(name)
         if len(value) > MAX_XATTR_BYTES:
-            _fail(errno.E2BIG)
+            raise _error(errno.E2BIG)
         with self._tree.transaction():
             node = self._walk(path)
             if name.startswith(b"user.") and not (node.is_dir or node.is_file):
-                _fail(errno.EPERM)
+                raise _error(errno.EPERM)
             exists = self._tree.xattr(node.id, name) is not None
             if exists and flags & _XATTR_CREATE:
-                _fail(errno.EEXIST)
+                raise _error(errno.EEXIST)
             if not exists and flags & _XATTR_REPLACE:
-                _fail(errno.ENODATA)
+                raise _error(errno.ENODATA)
             self._tree.set_xattr(node.id, name, value)
 
     def removexattr(self, path: bytes, name: bytes) -> None:
@@ -523,7 +474,7 @@ class Vfs:
         with self._tree.transaction():
             node = self._walk(path)
             if self._tree.xattr(node.id, _checked(name)) is None:
-                _fail(errno.ENODATA)
+                raise _error(errno.ENODATA)
             self._tree.set_xattr(node.id, name, None)
 
     # The whole
@@ -536,11 +487,11 @@ class Vfs:
 def _checked(name: bytes) -> bytes:
     """An attribute's name, if it lies in a namespace that is kept here."""
     if len(name) > NAME_MAX_BYTES:
-        _fail(errno.ERANGE)
+        raise _error(errno.ERANGE)
     if not name.startswith(_NAMESPACES):
-        _fail(errno.EOPNOTSUPP)
+        raise _error(errno.EOPNOTSUPP)
     return name
 
 
-def _fail(number: int) -> NoReturn:
-    raise OSError(number, os.strerror(number))
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
