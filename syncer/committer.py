@@ -76,10 +76,13 @@ class Committer:
                 self.error = "changes could not be made power-safe; see the log"
                 log.exception("the committer's round failed")
 
-    def round(self) -> None:
-        """Make everything that was written so far power-safe, and close the epoch."""
+    def round(self, *, seal: bool = False) -> None:
+        """Make everything that was written so far power-safe, and close the epoch.
+
+        With `seal`, small rewrites become blocks as well, to be uploaded.
+        """
         with self._round_lock:
-            self._vfs.files.flush_all()
+            self._vfs.files.flush_all(seal=seal)
             self._vfs.settle_all()
             newest = self._epochs.close()
             self._blocks.sync_all()

@@ -6,9 +6,9 @@ whose placement never became history, since it was made and undone within one ep
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from syncer.codec import HOLE, ID_BYTES, split_ids
+from syncer.codec import BLOCK_BYTES, HOLE, ID_BYTES, split_ids
 from syncer.db import Database, Row
 from syncer.epochs import Epochs
 
@@ -166,3 +166,44 @@ class Contents:
 
     def _count_inline(self, change_bytes: int) -> None:
         self._db.execute("UPDATE usage SET inline_bytes = inline_bytes + ?", (change_bytes,))
+
+    # Patches
+
+    def add_patches(
+        self, node_id: int, patches: Sequence[tuple[int, bytes]], size: int, mtime_ns: int
+    ) -> None:
+        """Note rewritten bytes (offset, data), and the size and time that the file has with them.
+
+        No patch crosses the border of a block.
+        """
+        with self._db.transaction():
+            row = self._db.query_one("SELECT max(seq) FROM patch WHERE node = ?", (node_id,))
+            first = (row[0] or 0) + 1 if row else 1
+            self._db.execute_many(
+                "INSERT INTO patch VALUES(?, ?, ?, ?, ?, ?)",
+                [
+                    (node_id, first + place, offset, data, size, mtime_ns)
+                    for place, (offset, data) in enumerate(patches)
+                ],
+            )
+
+    def patches(self, node_id: int) -> list[tuple[int, bytes, int, int]]:
+        """The patches of a file in order: (offset, data, size, mtime_ns)."""
+        return self._db.query(
+            "SELECT offset, data, size, mtime_ns FROM patch WHERE node = ? ORDER BY seq",
+            (node_id,),
+        )
+
+    def drop_patches(self, node_id: int, index: int | None = None) -> None:
+        """Remove the patches of a file, or (with `index`) of one of its blocks."""
+        if index is None:
+            self._db.execute("DELETE FROM patch WHERE node = ?", (node_id,))
+        else:
+            self._db.execute(
+                "DELETE FROM patch WHERE node = ? AND offset >= ? AND offset < ?",
+                (node_id, index * BLOCK_BYTES, (index + 1) * BLOCK_BYTES),
+            )
+
+    def patched_nodes(self) -> list[int]:
+        """The files that have patches."""
+        return [row[0] for row in self._db.query("SELECT DISTINCT node FROM patch")]

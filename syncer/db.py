@@ -114,8 +114,10 @@ CREATE TABLE xattr_past(
 CREATE TABLE patch(            -- small fsynced writes that are not yet folded into a block
   node INTEGER NOT NULL,
   seq INTEGER NOT NULL,        -- order of application
-  offset INTEGER NOT NULL,     -- in the file, bytes
+  offset INTEGER NOT NULL,     -- in the file, bytes; a patch lies within one block
   data BLOB NOT NULL,
+  size INTEGER NOT NULL,       -- of the file with this patch
+  mtime_ns INTEGER NOT NULL,   -- and when it was written
   PRIMARY KEY(node, seq)
 ) WITHOUT ROWID;
 

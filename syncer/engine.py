@@ -132,6 +132,7 @@ class Engine:
         self._db.set_meta("boot", _BOOT_ID.read_text().strip())
         if was_unclean:
             self.vfs.clear_orphans()
+        self.vfs.files.adopt()
         self._transfer.start()
         self._committer.start()
         self._loop.start()
@@ -277,7 +278,7 @@ class Engine:
         DisplacedError if this machine may not publish any more.
         """
         deadline = time.monotonic() + (timeout_seconds if timeout_seconds is not None else 1e9)
-        self._committer.round()
+        self._committer.round(seal=True)
         newest = self._epochs.open - 1
         while True:
             self._transfer.kick()

@@ -21,6 +21,8 @@ from syncer.tree import Node, Tree
 log = logging.getLogger(__name__)
 
 _DAY_NS = 86_400 * 10**9
+#: Patches become blocks when they are older than this.
+_PATCH_NS = 10 * 10**9
 
 
 @dataclass
@@ -63,7 +65,25 @@ class Files:
 
     def is_open(self, number: int) -> bool:
         """Whether any handle leads to this node."""
-        return number in self._files
+        file = self._files.get(number)
+        return file is not None and file.handles > 0
+
+    def forget(self, number: int) -> None:
+        """The node is gone; a file without handles need not be saved any more."""
+        with self.lock:
+            file = self._files.pop(number, None)
+        if file is not None:
+            file.discard()
+
+    def adopt(self) -> None:
+        """Take up what an earlier process had noted of open files but not sealed."""
+        for number in self._contents.patched_nodes():
+            node = self._tree.node(number)
+            if node is not None:
+                with self.lock:
+                    file = OpenFile(node, self._tree, self._contents, self._blocks, self._shared)
+                    self._files[number] = file
+                file.adopt_patches()
 
     def count(self) -> int:
         """How many handles there are."""
@@ -151,12 +171,11 @@ class Files:
             with self.lock:
                 del self._handles[handle]
                 file.handles -= 1
-                is_last = not file.handles
-                if is_last:
-                    del self._files[file.node_id]
                 node = self._tree.node(file.node_id)
-                nameless = is_last and (node is None or not node.nlink)
-            if is_last:
+                nameless = not file.handles and (node is None or not node.nlink)
+                if not file.handles and (nameless or file.dirty_since_ns is None):
+                    del self._files[file.node_id]
+            if nameless:
                 file.discard()
         if nameless:
             return file.node_id
@@ -170,15 +189,21 @@ class Files:
         if node.atime_ns <= max(node.mtime_ns, node.ctime_ns) or node.atime_ns < now - _DAY_NS:
             self._tree.set_atime(node.id, now)
 
-    def flush_all(self) -> None:
-        """Commit what open files hold in buffers. A file that can't be committed now stays."""
+    def flush_all(self, *, seal: bool) -> None:
+        """Commit what open files hold in buffers. A file that can't be committed now stays.
+
+        Without `seal`, small rewrites become patches, and blocks only after a while.
+        """
         with self.lock:
             files = [file for file in self._files.values() if file.dirty_since_ns is not None]
         for file in files:
             try:
-                file.flush()
+                file.flush(seal=seal or file.is_due(_PATCH_NS))
             except SyncerError as error:
                 log.warning("an open file (node %d) is not saved yet: %s", file.node_id, error)
+            with self.lock:
+                if file.handles == 0 and file.dirty_since_ns is None:
+                    self._files.pop(file.node_id, None)
 
     def reload(self) -> None:
         """Others changed the tables (a follower caught up): open files look again."""

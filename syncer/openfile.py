@@ -10,6 +10,8 @@ Rules that keep a crash from showing anything but old or new content per block:
 - A block is never longer than its part of the file, so growing a file again shows zeros. It may be
   shorter; what is missing reads as zeros.
 - Shrinking, the cut of the last block and the new size are one transaction.
+- Small rewrites may be safe as patches (see `patchlog`) while their blocks are not sealed. A
+  block's patches go in the transaction that seals it, so none ever lies over newer content.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from syncer.blocks import Blocks
 from syncer.codec import BLOCK_BYTES, HOLE, ID_BYTES
 from syncer.contents import RUN_BLOCKS, Contents
 from syncer.errors import MissingError
+from syncer.patchlog import PatchLog
 from syncer.tree import Node, Tree
 
 #: What the buffers of all open files may take before a writer seals its own.
@@ -82,6 +85,9 @@ class OpenFile:
         self._runs: dict[int, bytes] = {}
         self._inline = self._load_inline(node)
         self._unsynced: set[bytes] = set()
+        self._log = PatchLog()
+        #: Patches of an earlier process that are not laid over the blocks yet.
+        self._found: list[tuple[int, bytes]] = []
         #: Times of writes that are not in the tree yet, or None.
         self._written_ns: int | None = None
         self.dirty_since_ns: int | None = None
@@ -104,7 +110,9 @@ class OpenFile:
         return node.changed(size=self.size, mtime_ns=written_ns, ctime_ns=written_ns)
 
     def forget_write_time(self) -> None:
-        """The caller sets the file's times itself: buffered writes keep theirs to themselves."""
+        """The caller sets the file's times itself: what was written before does not count."""
+        if self._log.logged_bytes:
+            self.flush(seal=True)
         self._written_ns = None
 
     # Reading
@@ -115,6 +123,7 @@ class OpenFile:
         Raises what `Blocks.read_into` raises.
         """
         with self.lock:
+            self._lay_found()
             length = max(0, min(len(target), self.size - offset))
         done = 0
         while done < length:
@@ -188,6 +197,7 @@ class OpenFile:
     def write(self, data: memoryview, offset: int) -> None:
         """Write `data` at `offset`. Raises LocalFullError, or what a fetch raises."""
         with self.lock:
+            self._lay_found()
             self._leave_inline()
             now = self._tree.now_ns()
             done = 0
@@ -197,17 +207,13 @@ class OpenFile:
                 if len(part) == BLOCK_BYTES:
                     self._write_whole(index, part, now)
                 else:
+                    self._log.note(offset + done, part)
                     self._write_part(index, start, part, now)
                 done += len(part)
                 # After the bytes, so that a failed write does not leave a longer file.
                 self.size = max(self.size, offset + done)
             if self._shared.buffered_bytes > MAX_BUFFERED_BYTES:
                 self._seal(list(self._buffers))
-
-    def append(self, data: memoryview) -> None:
-        """Write `data` behind the end, wherever that is by now."""
-        with self.lock:
-            self.write(data, self.size)
 
     def _note_write(self, now_ns: int) -> None:
         self._written_ns = now_ns
@@ -268,15 +274,59 @@ class OpenFile:
 
     # Sealing
 
-    def flush(self) -> None:
-        """Bring everything that is buffered into local blocks and the metadata."""
+    def flush(self, *, seal: bool = False) -> None:
+        """Bring everything that is buffered into the database or local blocks.
+
+        Small rewrites may become patches and stay buffered, but not with `seal`.
+        """
         with self.lock:
-            if self.dirty_since_ns is None:
+            if self.dirty_since_ns is None or (not seal and self._log_patches()):
                 return
+            self._lay_found()
             if not self._seal_inline():
                 self._seal(list(self._buffers))
-            self._save(self.size)
+            with self._tree.transaction():
+                self._save(self.size)
+                self._contents.drop_patches(self.node_id)
             self._written_ns = self.dirty_since_ns = None
+            self._log = PatchLog()
+
+    def is_due(self, age_ns: int) -> bool:
+        """Whether the oldest patch is older than that, so that the file should be sealed."""
+        since_ns = self._log.logged_since_ns
+        return bool(self._log.logged_bytes) and since_ns < self._tree.now_ns() - age_ns
+
+    def _log_patches(self) -> bool:
+        """Make what is not safe yet into patches, if that pays; False: it has to be sealed."""
+        log, written_ns = self._log, self._written_ns
+        if not self._buffers or written_ns is None or self.size <= self._shared.inline_limit_bytes:
+            return False
+        if not log.pays(sum(self._length(index) for index in self._buffers)):
+            return False
+        if any(self.block_id(index) == HOLE for index in self._buffers):
+            return False
+        if log.unlogged:
+            self._contents.add_patches(self.node_id, log.unlogged, self.size, written_ns)
+            log.logged(self._tree.now_ns())
+        return True
+
+    def adopt_patches(self) -> None:
+        """Take up what an earlier process left as patches; reading and sealing lay them over."""
+        patches = self._contents.patches(self.node_id)
+        with self.lock:
+            self._found = [(offset, data) for offset, data, _, _ in patches]
+            _, _, self.size, self._written_ns = patches[-1]
+            self.dirty_since_ns = self._tree.now_ns()
+            self._log.logged_bytes = sum(len(data) for _, data in self._found)
+
+    def _lay_found(self) -> None:
+        while self._found:
+            offset, data = self._found[0]
+            index, start = divmod(offset, BLOCK_BYTES)
+            written_ns = self._written_ns
+            assert written_ns is not None
+            self._write_part(index, start, memoryview(data), written_ns)
+            del self._found[0]
 
     def _seal_inline(self) -> bool:
         """Commit a tiny file into the database; False if it is not tiny, or there are too many."""
@@ -301,13 +351,17 @@ class OpenFile:
         """Put buffers into blocks and commit them, lowest first."""
         for index in sorted(indexes):
             buffer = self._buffers[index]
-            length = max(0, min(BLOCK_BYTES, self.size - index * BLOCK_BYTES))
+            length = self._length(index)
             if buffer.base is not None and (buffer.start > 0 or buffer.end < length):
                 self._load(buffer)
             with memoryview(buffer.data) as whole:
                 block_id = self._blocks.put(whole[:length]) if length else HOLE
             self._place({index: block_id}, max(self._committed_size(), self._end(index)))
             self._drop_buffer(index)
+
+    def _length(self, index: int) -> int:
+        """How many bytes of the file block `index` covers."""
+        return max(0, min(BLOCK_BYTES, self.size - index * BLOCK_BYTES))
 
     def _end(self, index: int) -> int:
         return min(self.size, (index + 1) * BLOCK_BYTES)
@@ -327,8 +381,12 @@ class OpenFile:
                 placed, replaced = self._contents.set_blocks(self.node_id, blocks)
                 self._blocks.name(placed)
                 self._blocks.unname(dropped + replaced)
+                for index in blocks:
+                    self._contents.drop_patches(self.node_id, index)
                 self._save(size)
             self._unsynced.update(placed)
+            for index in blocks:
+                self._log.forget_block(index)
         finally:
             self._runs.clear()
             self._blocks.unhold(blocks.values())
@@ -362,13 +420,14 @@ class OpenFile:
     def truncate(self, size: int) -> None:
         """Set the size. Raises LocalFullError, or what a fetch of the last block raises."""
         with self.lock:
+            self._lay_found()
             self._leave_inline()
             self._note_write(self._tree.now_ns())
             if size < self.size:
                 self._shrink(size)
             else:
                 self.size = size
-            self.flush()
+            self.flush(seal=True)
 
     def _shrink(self, size: int) -> None:
         keep, rest = divmod(size, BLOCK_BYTES)

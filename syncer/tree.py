@@ -399,6 +399,7 @@ class Tree:
 
     def _remove_node(self, node: Node) -> list[bytes]:
         dropped = self._contents.end(node.id, INLINE_RUN)
+        self._contents.drop_patches(node.id)
         self._end_rows("xattr", "node, name, born, {}, value", node.id)
         if node.born != self._epochs.open:
             self._db.execute(_PAST_NODE, (self._epochs.open, node.id))

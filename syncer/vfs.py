@@ -267,6 +267,8 @@ class Vfs:
         """Take a name away; the file stays as an orphan while it is open. Holds `_lock`."""
         is_open = self.files.is_open(node.id)
         self._blocks.unname(self._tree.unlink(parent.id, name, keep=is_open))
+        if not is_open and node.nlink <= 1:
+            self.files.forget(node.id)
 
     def rename(self, old: bytes, new: bytes, flags: int = 0) -> None:
         """Move a name, replacing what is in its new place, in one step."""

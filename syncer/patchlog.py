@@ -1,0 +1,69 @@
+"""Small rewrites of large blocks: when it pays to note the bytes instead of the whole block.
+
+A program that changes 128 bytes in a block of 1 MiB and calls fsync, fifty times (a database, a
+log), would write 50 MiB if each change made a new block. Instead the changed bytes become rows of
+table `patch`, which one sync of the database makes power-safe; the open file keeps its buffers, and
+the block is sealed once, when the file has been quiet for a while or the rows have become many.
+After a crash the rows are laid over the file again.
+
+Pure: it counts and decides; `openfile` acts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from syncer.codec import BLOCK_BYTES
+
+#: More unlogged bytes than this are sealed.
+_MAX_UNLOGGED_BYTES = 64 << 10
+#: So much of one file is kept as patches before it is sealed.
+_MAX_LOGGED_BYTES = 256 << 10
+#: A patch must be this much smaller than the blocks that it saves.
+_LEAST_SAVING = 8
+
+
+@dataclass
+class PatchLog:
+    """What has been written to one open file since its blocks were sealed."""
+
+    logged_bytes: int = 0
+    """In rows of table `patch` already."""
+    logged_since_ns: int = 0
+    """When the first of these rows was made."""
+    unlogged: list[tuple[int, bytes]] = field(default_factory=list)
+    """(offset, data) of writes that lie in buffers only, in order."""
+    _unlogged_bytes: int = 0
+    _is_complete: bool = True
+
+    def note(self, offset: int, data: memoryview) -> None:
+        """Remember a write into a buffer, unless it is too much to be worth it."""
+        self._unlogged_bytes += len(data)
+        if self._unlogged_bytes > _MAX_UNLOGGED_BYTES:
+            self._is_complete = False
+            self.unlogged.clear()
+        if self._is_complete:
+            self.unlogged.append((offset, bytes(data)))
+
+    def forget_block(self, index: int) -> None:
+        """Block `index` was sealed: its bytes are safe."""
+        kept = [(at, data) for at, data in self.unlogged if at // BLOCK_BYTES != index]
+        self._unlogged_bytes -= sum(len(data) for _, data in self.unlogged)
+        self._unlogged_bytes += sum(len(data) for _, data in kept)
+        self.unlogged = kept
+
+    def pays(self, blocks_bytes: int) -> bool:
+        """Whether noting the bytes beats sealing blocks of `blocks_bytes` altogether."""
+        return (
+            self._is_complete
+            and self._unlogged_bytes * _LEAST_SAVING <= blocks_bytes
+            and self.logged_bytes + self._unlogged_bytes <= _MAX_LOGGED_BYTES
+        )
+
+    def logged(self, now_ns: int) -> None:
+        """The unlogged writes have become rows."""
+        if not self.logged_bytes:
+            self.logged_since_ns = now_ns
+        self.logged_bytes += self._unlogged_bytes
+        self._unlogged_bytes = 0
+        self.unlogged.clear()
