@@ -1,0 +1,50 @@
+"""A progress bar on a terminal; nothing where stderr is none. `rich` is imported when it shows."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+@contextlib.contextmanager
+def flush_bar() -> Iterator[Progress]:
+    """Shows how many of the dirty bytes are uploaded, from the states that `flush` tells."""
+    if not sys.stderr.isatty():
+        yield _silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bars("uploading", *columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=None)
+        most = 0
+
+        def show(state: dict[str, Any]) -> None:
+            # What is written meanwhile is waited for as well: the bar's end moves.
+            nonlocal most
+            most = max(most, state["dirty_bytes"])
+            bars.update(task, total=most or None, completed=most - state["dirty_bytes"])
+
+        yield show
+
+
+@contextlib.contextmanager
+def fetch_counter() -> Iterator[Progress]:
+    """Counts the fetched blocks, whose total nobody knows before, as `fetch` tells them."""
+    if not sys.stderr.isatty():
+        yield _silent
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("fetching") as line:
+        yield lambda state: line.update(f"fetching: {state['blocks']:,} blocks")
+
+
+def _silent(state: dict[str, Any]) -> None:
+    pass

@@ -1,0 +1,151 @@
+"""What `status` tells a person, from the keys that it tells programs. Pure text.
+
+`STATUS_KEYS` documents the keys; docs/commands.md is made from it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+STATUS_KEYS = {
+    "safe": "whether everything that was written is on the server",
+    "dirty_bytes": "bytes in blocks that are not on the server yet",
+    "dirty_blocks": "the number of these blocks",
+    "dirty_files": "files with changes that the server does not know yet",
+    "oldest_dirty_seconds": "age of the oldest change that the server does not know yet",
+    "uploads_per_second": "blocks uploaded, on average over the last seconds",
+    "upload_bytes_per_second": "bytes uploaded, likewise",
+    "uploaded_bytes": "bytes uploaded since the mount began",
+    "uploads_in_flight": "blocks that are being uploaded",
+    "cache_bytes": "local data that counts against the limit",
+    "cache_limit_bytes": "the limit (MAX_MB, `max_size`)",
+    "cache_floor_bytes": "room that is left free on the local disk (`min_free`)",
+    "cache_blocks": "blocks that are local",
+    "cache_hits": "uses of blocks that were local, since the mount began",
+    "cache_misses": "uses of blocks that had to be fetched, likewise",
+    "fetched_blocks": "blocks fetched since the mount began",
+    "fetched_bytes": "bytes fetched since the mount began",
+    "evicted_blocks": "blocks evicted since the mount began",
+    "waiting": 'why writers wait; "" if none does',
+    "metadata_bytes": "size of the metadata on the local disk; it comes on top of the limit",
+    "files": "files, folders and all else in the collection",
+    "file_bytes": "total size of the files",
+    "open_files": "files that programs have open in the mount",
+    "remote.location": "where the collection is kept",
+    "remote.state": '"unknown" (not asked yet), "online", "offline" or "error"',
+    "remote.error": 'the last error in words; "" if there is none',
+    "role": '"writer", "follower" (read-only) or "displaced" (another computer took over)',
+    "generation": "how often the role of the writer changed hands",
+    "writer": "name of the computer that writes",
+    "published_epoch": "number of the last step of history on the server",
+    "unpublished_epochs": "steps of history that the server does not know yet",
+    "stranded_changes": "of a displaced writer: changes that stay on this computer",
+    "damaged_blocks": "ids of blocks whose only copy is damaged",
+    "errors": "errors of the mounted process that persist",
+    "pid": "the mounted process; 0 if not mounted",
+    "data": "the data directory",
+    "mountpoint": 'where it is mounted; "" if it is not',
+    "fuse": "version of libfuse; 0 if not mounted",
+}
+
+
+def status_lines(status: dict[str, Any]) -> list[str]:
+    """The answer in the first line, what it rests on in the others."""
+    place = status["mountpoint"] or f"{status['data']} (not mounted)"
+    remote = status["remote"]
+    lines = [_answer(status), f"  mount     {place}", f"  remote    {_remote(remote)}"]
+    if status["role"] != "writer":
+        lines.append(f"  role      {_role(status)}")
+    if not status["safe"]:
+        lines.append(f"  waiting   {_dirty(status)}")
+    lines += [f"  cache     {_cache(status)}", f"  reads     {_reads(status)}"]
+    lines.append(f"  holds     {_holds(status)}")
+    if status["waiting"]:
+        lines.append(f"  writers   wait: {status['waiting']}")
+    if status["damaged_blocks"]:
+        lines.append(f"  damaged   {len(status['damaged_blocks']):,} blocks have no good copy")
+    lines += [f"  error     {error}" for error in status["errors"]]
+    return lines
+
+
+def _answer(status: dict[str, Any]) -> str:
+    if status["role"] == "displaced" and status["stranded_changes"]:
+        return (
+            f"NOT everything is on the server: {_count(status['stranded_changes'], 'change')} of"
+            f" this computer will stay here, since {status['writer'] or 'another'} took over."
+        )
+    if status["safe"]:
+        return "Everything is on the server."
+    contents = size(status["dirty_bytes"]) if status["dirty_blocks"] else "no contents"
+    answer = (
+        f"NOT everything is on the server: {_count(status['dirty_files'], 'file')},"
+        f" {contents} to go"
+    )
+    if status["remote"]["state"] in ("offline", "error"):
+        return f"{answer}; the server can't be used at present."
+    rate = status["upload_bytes_per_second"]
+    if status["dirty_blocks"] and rate >= 1:
+        left = duration(status["dirty_bytes"] / rate)
+        answer += f" (about {left} at {size(rate)}/s)"
+    return f"{answer}."
+
+
+def _remote(remote: dict[str, Any]) -> str:
+    state = {"unknown": "not asked yet"}.get(remote["state"], remote["state"])
+    text = f"{remote['location']}: {state}"
+    return f"{text}; {remote['error']}" if remote["error"] else text
+
+
+def _role(status: dict[str, Any]) -> str:
+    writer = status["writer"] or "another computer"
+    if status["role"] == "follower":
+        return f"read-only; {writer} writes (mount --take-over makes this one the writer)"
+    return f"read-only; {writer} took over"
+
+
+def _dirty(status: dict[str, Any]) -> str:
+    return (
+        f"{_count(status['dirty_blocks'], 'block')} to upload,"
+        f" {_count(status['unpublished_epochs'], 'step')} of history to publish;"
+        f" the oldest change is {duration(status['oldest_dirty_seconds'])} old"
+    )
+
+
+def _cache(status: dict[str, Any]) -> str:
+    used, limit = size(status["cache_bytes"]), size(status["cache_limit_bytes"])
+    return f"{used} of {limit}, leaving at least {size(status['cache_floor_bytes'])} of the disk"
+
+
+def _reads(status: dict[str, Any]) -> str:
+    hits, misses = status["cache_hits"], status["cache_misses"]
+    return f"{hits:,} blocks from the cache, {misses:,} from the server"
+
+
+def _holds(status: dict[str, Any]) -> str:
+    held = f"{status['files']:,} files and folders, {size(status['file_bytes'])}"
+    return f"{held}; {size(status['metadata_bytes'])} of metadata"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def size(size_bytes: float) -> str:
+    """Bytes for a person: three digits and a power of 1000."""
+    value = float(size_bytes)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if value >= 99.95 or unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:,.3g} PB"
+
+
+def duration(seconds: float) -> str:
+    """A time for a person, in one unit."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 36 * 3600:
+        return f"{seconds / 3600:.0f} h"
+    return f"{seconds / 86400:.0f} days"
