@@ -47,12 +47,12 @@ class RemoteContract:
         remote.put("blocks/ab/abcd", [head, b"", memoryview(body), bytearray(b"tail")])
         assert remote.get("blocks/ab/abcd") == head + body + b"tail"
 
-    @pytest.mark.parametrize("size_bytes", [0, 1, 32768, 261120, 261121, 9 << 20])
-    def test_objects_of_any_size_come_back(self, remote: Remote, size_bytes: int) -> None:
-        content = os.urandom(size_bytes)
-        remote.put("log/machine/1-2", content)
-        assert remote.get("log/machine/1-2") == content
-        assert remote.stat("log/machine/1-2").size_bytes == size_bytes
+    def test_objects_of_any_size_come_back(self, remote: Remote) -> None:
+        for size_bytes in (0, 1, 32768, 261120, 261121, 9 << 20):
+            content = os.urandom(size_bytes)
+            remote.put("log/machine/1-2", content)
+            assert remote.get("log/machine/1-2") == content
+            assert remote.stat("log/machine/1-2").size_bytes == size_bytes
 
     def test_a_part_can_be_read_alone(self, remote: Remote) -> None:
         content = os.urandom(600_000)
@@ -149,18 +149,18 @@ class RemoteContract:
         found = remote.stat("blocks/ab/abcd")
         assert found == Entry("abcd", 5, found.mtime_seconds)
 
-    @pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/./b", "a/..", "a\0b"])
-    def test_keys_that_lead_elsewhere_are_refused(self, remote: Remote, key: str) -> None:
-        calls: list[Callable[[], object]] = [
-            lambda: remote.get(key),
-            lambda: remote.put(key, b""),
-            lambda: remote.create(key, b""),
-            lambda: remote.delete(key),
-            lambda: remote.stat(key),
+    def test_keys_that_lead_elsewhere_are_refused(self, remote: Remote) -> None:
+        calls: list[Callable[[str], object]] = [
+            remote.get,
+            remote.delete,
+            remote.stat,
+            lambda key: remote.put(key, b""),
+            lambda key: remote.create(key, b""),
         ]
-        for call in calls:
-            with pytest.raises(UsageError):
-                call()
+        for key in ("", "/a", "a/", "a//b", "../a", "a/./b", "a/..", "a\0b"):
+            for call in calls:
+                with pytest.raises(UsageError):
+                    call(key)
 
     def test_many_threads_may_use_it_at_once(self, remote: Remote) -> None:
         contents = {f"blocks/0{n % 10}/{n}": os.urandom(n * 1000) for n in range(60)}

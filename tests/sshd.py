@@ -127,6 +127,10 @@ class Sshd:
                 raise RuntimeError(f"sshd does not start: {log_text}")
             time.sleep(0.02)
 
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped; a frozen one runs."""
+        return self._process is not None
+
     def stop(self) -> None:
         """End it and all its connections, at once. Does nothing if it isn't running."""
         if self._process is None:

@@ -57,6 +57,10 @@ def parse(text: str) -> Location:
     """
     if not text or any(character in text for character in "\0\n\r"):
         raise UsageError("the remote is empty or has a line break; try host:path")
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise UsageError("the remote holds a character that no file name can have") from error
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
     if scheme:
         return _parse_url(scheme[1].lower(), text[scheme.end() :])
