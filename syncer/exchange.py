@@ -141,7 +141,7 @@ class Exchange:
         """Do what the role asks for; whether there is more to do at once.
 
         Raises DisplacedError when the role was lost, and whatever the remote raises; `status`
-        shows the error until a step succeeds.
+        shows the error until a step succeeds, and that of a displaced writer for good.
         """
         with self._turn:
             try:
@@ -149,7 +149,8 @@ class Exchange:
             except SyncerError as error:
                 self._error = str(error)
                 raise
-            self._error = ""
+            if self.role != "displaced":
+                self._error = ""
             return is_busy
 
     def _step(self) -> bool:
@@ -280,12 +281,13 @@ class Exchange:
 
     def _note_machine(self) -> None:
         now = time.monotonic()
-        if self._noted_at is None or now - self._noted_at >= _NOTE_SECONDS:
-            self._noted_at = now
-            # A follower may have no right to write; then nobody need know of it.
-            with contextlib.suppress(AccessError):
-                machine, published = self._db.get_meta("machine"), self._db.get_meta("published")
-                note_machine(self._remote, machine, self._name, self.role, published)
+        if self._noted_at is not None and now - self._noted_at < _NOTE_SECONDS:
+            return
+        # A follower may have no right to write; then nobody need know of it.
+        with contextlib.suppress(AccessError):
+            machine, published = self._db.get_meta("machine"), self._db.get_meta("published")
+            note_machine(self._remote, machine, self._name, self.role, published)
+        self._noted_at = now
 
     # Following
 

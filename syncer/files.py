@@ -109,6 +109,10 @@ class Files:
         if file is not None:
             file.forget_write_time()
 
+    def note_write_time(self, handle: int, mtime_ns: int) -> bool:
+        """The kernel tells when it took the writes that it sent; False: they are saved already."""
+        return self._handle(handle).file.note_write_time(mtime_ns)
+
     def open(self, node: Node) -> int:
         """Open a file; returns a handle for the other methods."""
         with self.lock:

@@ -24,7 +24,7 @@ from syncer.blocks import Blocks
 from syncer.codec import BLOCK_BYTES, HOLE, ID_BYTES
 from syncer.contents import RUN_BLOCKS, Contents
 from syncer.errors import MissingError
-from syncer.patchlog import PatchLog
+from syncer.patchlog import MAX_PATCH_BYTES, PatchLog
 from syncer.tree import Node, Tree
 
 #: What the buffers of all open files may take before a writer seals its own.
@@ -114,6 +114,14 @@ class OpenFile:
         if self._log.logged_bytes:
             self.flush(seal=True)
         self._written_ns = None
+
+    def note_write_time(self, mtime_ns: int) -> bool:
+        """The kernel tells when it took the writes that it sent; False: they are saved already."""
+        with self.lock:
+            if self.dirty_since_ns is None:
+                return False
+            self._written_ns = mtime_ns
+            return True
 
     # Reading
 
@@ -207,7 +215,7 @@ class OpenFile:
                 if len(part) == BLOCK_BYTES:
                     self._write_whole(index, part, now)
                 else:
-                    self._log.note(offset + done, part)
+                    self._log.note(offset + done, part, self._known(index, start, len(part)))
                     self._write_part(index, start, part, now)
                 done += len(part)
                 # After the bytes, so that a failed write does not leave a longer file.
@@ -247,6 +255,13 @@ class OpenFile:
         if end == BLOCK_BYTES and buffer.start == 0:
             self.size = max(self.size, (index + 1) * BLOCK_BYTES)
             self._seal([other for other in self._buffers if other <= index])
+
+    def _known(self, index: int, start: int, length: int) -> bytes:
+        """What a buffer that is complete has in this place, else b""."""
+        buffer = self._buffers.get(index)
+        if buffer is None or buffer.base is not None or length > MAX_PATCH_BYTES:
+            return b""
+        return bytes(buffer.data[start : start + length])
 
     def _load(self, buffer: _Buffer) -> None:
         """Complete a buffer that knows only what was written, from the block below it."""

@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from syncer.codec import BLOCK_BYTES
 
 #: More unlogged bytes than this are sealed.
-_MAX_UNLOGGED_BYTES = 64 << 10
+MAX_PATCH_BYTES = 64 << 10
 #: So much of one file is kept as patches before it is sealed.
 _MAX_LOGGED_BYTES = 256 << 10
 #: A patch must be this much smaller than the blocks that it saves.
 _LEAST_SAVING = 8
+_STEP_BYTES = 64
 
 
 @dataclass
@@ -36,14 +37,21 @@ class PatchLog:
     _unlogged_bytes: int = 0
     _is_complete: bool = True
 
-    def note(self, offset: int, data: memoryview) -> None:
-        """Remember a write into a buffer, unless it is too much to be worth it."""
-        self._unlogged_bytes += len(data)
-        if self._unlogged_bytes > _MAX_UNLOGGED_BYTES:
+    def note(self, offset: int, data: memoryview, before: bytes) -> None:
+        """Remember a write into a buffer, unless it is too much to be worth it.
+
+        `before` is what the buffer had in this place, b"" if that is not known. The kernel sends
+        whole pages of which a few bytes have changed: only those are kept.
+        """
+        if not self._is_complete:
+            return
+        start, end = _changed(before, data)
+        self._unlogged_bytes += end - start
+        if self._unlogged_bytes > MAX_PATCH_BYTES:
             self._is_complete = False
             self.unlogged.clear()
-        if self._is_complete:
-            self.unlogged.append((offset, bytes(data)))
+        elif end > start:
+            self.unlogged.append((offset + start, bytes(data[start:end])))
 
     def forget_block(self, index: int) -> None:
         """Block `index` was sealed: its bytes are safe."""
@@ -67,3 +75,21 @@ class PatchLog:
         self.logged_bytes += self._unlogged_bytes
         self._unlogged_bytes = 0
         self.unlogged.clear()
+
+
+def _changed(before: bytes, after: memoryview) -> tuple[int, int]:
+    """The span of `after` outside of which it is as before, to some 64 bytes."""
+    start, end = 0, len(after)
+    if len(before) != end:
+        return start, end
+    while start < end:
+        high = min(end, start + _STEP_BYTES)
+        if before[start:high] != after[start:high]:
+            break
+        start = high
+    while end > start:
+        low = max(start, end - _STEP_BYTES)
+        if before[low:end] != after[low:end]:
+            break
+        end = low
+    return start, end

@@ -246,39 +246,47 @@ def clone(remote: Remote, path: Path, name: str) -> RepositoryInfo:
     """Make at `path` the database of a new machine (called `name`), a follower, from the remote.
 
     It is built beside `path` and takes its name when complete, so that a crash leaves none.
-    Raises ExistsError if `path` exists, CorruptError if neither a checkpoint nor the whole log
-    can be read, and what `read_repository` raises.
+    Raises ExistsError if `path` exists, and what `build` and `read_repository` raise.
     """
     if path.exists():
         raise ExistsError(f"{path} exists already")
     info = read_repository(remote)
     machine = new_machine(remote)
+    build(remote, info, machine, path)
     # A clone of a repository that may only be read is still good for reading.
     with contextlib.suppress(AccessError):
         note_machine(remote, machine, name, "follower", 0)
-    build(remote, info, machine, path)
     return info
 
 
 def build(remote: Remote, info: RepositoryInfo, machine: int, path: Path) -> None:
     """Build the database of a follower at `path`, in one step for whoever looks.
 
-    Raises CorruptError if neither a checkpoint nor the whole log leads to the newest epoch.
+    Raises MissingError if nothing was published yet, CorruptError if neither a checkpoint nor
+    the whole log leads to the newest epoch.
     """
     unfinished = path.with_name(f"{path.name}.new")
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            _build_once(remote, info, machine, unfinished)
-        except MissingError as error:
-            # Perhaps the writer has just deleted what was listed, in favour of something newer.
-            if attempt == _ATTEMPTS:
-                raise CorruptError(f"{remote.name} lacks a part of the history: {error}") from error
-        else:
-            _publish_file(unfinished, path)
-            return
+    try:
+        if not _build_at(remote, info, machine, unfinished):
+            raise MissingError(f"nothing was uploaded to the repository in {remote.name} yet")
+        _publish_file(unfinished, path)
+    finally:
+        _remove_database(unfinished)
 
 
-def _build_once(remote: Remote, info: RepositoryInfo, machine: int, path: Path) -> None:
+def _build_at(remote: Remote, info: RepositoryInfo, machine: int, path: Path) -> int:
+    """Build at `path`, again if need be; returns the newest epoch that it came to."""
+    for _ in range(_ATTEMPTS - 1):
+        # Perhaps the writer has just deleted what was listed, in favour of something newer.
+        with contextlib.suppress(MissingError):
+            return _build_once(remote, info, machine, path)
+    try:
+        return _build_once(remote, info, machine, path)
+    except MissingError as error:
+        raise CorruptError(f"{remote.name} lacks a part of the history: {error}") from error
+
+
+def _build_once(remote: Remote, info: RepositoryInfo, machine: int, path: Path) -> int:
     """Try the checkpoints, newest first, and the log from its beginning as the last resort."""
     writers = Writers(remote, info)
     found = _find_checkpoints(remote, writers.look())
@@ -295,13 +303,13 @@ def _build_once(remote: Remote, info: RepositoryInfo, machine: int, path: Path) 
                     _load(db, remote, info, checkpoint)
                 Follower(db, remote, info, writers).follow()
                 check_tree(db)
-                if db.get_meta("published") < newest:
+                published: int = db.get_meta("published")
+                if published < newest:
                     raise BehindError("the log ends before a checkpoint that can't be read")
-            return
+            return published
         except (CorruptError, MissingError) as error:
             # What is wrong with the newest one says the most.
             failure = failure or error
-    _remove_database(path)
     assert failure is not None
     raise failure
 

@@ -160,6 +160,10 @@ class Vfs:
     def utimens(self, target: Target, atime_ns: int | None, mtime_ns: int | None) -> None:
         """Set times in ns since 1970; None leaves one as it is."""
         self._begin_change()
+        # Only the kernel's write-back names a handle here: it is part of the writes.
+        if isinstance(target, int) and atime_ns is None and mtime_ns is not None:
+            if self.files.note_write_time(target, mtime_ns):
+                return
         node = self._find(target)
         if mtime_ns is not None:
             self.files.forget_write_time(node.id)

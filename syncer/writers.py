@@ -19,7 +19,6 @@ therefore read backwards, from the newest start through the generations that eac
 
 from __future__ import annotations
 
-import contextlib
 import re
 import secrets
 import time
@@ -131,26 +130,29 @@ def _clean(name: str) -> str:
 def init_repository(remote: Remote, machine: int, name: str) -> RepositoryInfo:
     """Make a repository in the remote's folder, with `machine` (called `name`) as its writer.
 
-    If it ends between its steps, there is a repository without a writer: clone it and take over.
-    Raises ExistsError if there is one already, ForeignError if the folder holds something else.
+    If a former call was cut off when nobody was the writer yet, this one goes on from there.
+    Raises ExistsError if there is a repository already, ForeignError if there is something else.
     """
-    if not remote.is_empty():
-        with contextlib.suppress(MissingError):
-            remote.stat(CONFIG_KEY)
+    if remote.is_empty():
+        info = RepositoryInfo(str(uuid.uuid4()), secrets.randbits(63))
+        remote.make_folders()
+        body = encode_json(
+            uuid=info.uuid,
+            seed=info.seed,
+            hash=_HASH,
+            block_bytes=BLOCK_BYTES,
+            piece_bytes=PIECE_BYTES,
+        )
+        remote.create(CONFIG_KEY, body)
+    else:
+        info = read_repository(remote)
+        if Writers(remote, info).look().newest is not None:
             raise ExistsError(f"{remote.name} is a repository already; use clone")
-        raise ForeignError(f"{remote.name} is not empty; choose an empty or a new folder")
-    info = RepositoryInfo(str(uuid.uuid4()), secrets.randbits(63))
-    remote.make_folders()
-    body = encode_json(
-        uuid=info.uuid,
-        seed=info.seed,
-        hash=_HASH,
-        block_bytes=BLOCK_BYTES,
-        piece_bytes=PIECE_BYTES,
-    )
-    remote.create(CONFIG_KEY, body)
     note_machine(remote, machine, name, "writer", 0)
-    Writers(remote, info).claim(machine, name)
+    try:
+        Writers(remote, info).claim(machine, name)
+    except DisplacedError as error:
+        raise ExistsError(f"{remote.name} has just become a repository ({error})") from error
     return info
 
 
@@ -165,7 +167,9 @@ def read_repository(remote: Remote) -> RepositoryInfo:
     except MissingError:
         if remote.is_empty():
             raise MissingError(f"there is no repository in {remote.name}") from None
-        raise ForeignError(f"{remote.name} holds something else than a repository") from None
+        raise ForeignError(
+            f"{remote.name} holds something else than a repository; choose an empty or a new folder"
+        ) from None
     seed, block_bytes, piece_bytes, identity, hash_name = decode_json(
         data, CONFIG_KEY, ("seed", "block_bytes", "piece_bytes"), ("uuid", "hash")
     )
@@ -275,13 +279,14 @@ class Writers:
         body = encode_json(
             uuid=self._info.uuid, machine=machine, name=_clean(name), time_ns=time.time_ns()
         )
+        if generation == 1:
+            # There is nothing to follow first, and whoever wins begins at the same place.
+            self._put_start(generation, 0, 0, "")
         try:
             self._remote.create(_key(generation), body)
         except ExistsError:
             winner = self._read_claim(generation)
             raise DisplacedError(f"{winner.name} has taken over at the same time") from None
-        if generation == 1:
-            self.settle(generation, 0, 0, "")
         return Claim(generation, machine, name)
 
     def settle(self, generation: int, previous: int, after: int, parent: str) -> None:
@@ -290,14 +295,15 @@ class Writers:
         Raises DisplacedError if another machine has claimed since; the start then counts for
         nothing.
         """
-        self._remote.put(
-            f"{_key(generation)}.start",
-            encode_json(uuid=self._info.uuid, previous=previous, after=after, parent=parent),
-        )
+        self._put_start(generation, previous, after, parent)
         newest = self.look().newest
         if newest is None or newest.generation != generation:
             name = newest.name if newest else "nobody"
             raise DisplacedError(f"{name} has taken over at the same time")
+
+    def _put_start(self, generation: int, previous: int, after: int, parent: str) -> None:
+        body = encode_json(uuid=self._info.uuid, previous=previous, after=after, parent=parent)
+        self._remote.put(f"{_key(generation)}.start", body)
 
 
 def _key(generation: int) -> str:

@@ -196,6 +196,38 @@ def test_a_repository_is_described_once(remote: MemoryRemote) -> None:
         init_repository(remote, new_machine(), "laptop")
 
 
+@pytest.mark.parametrize("method", ["put", "create"])
+def test_an_init_that_was_cut_off_goes_on(
+    remote: MemoryRemote, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    calls = 0
+    original = getattr(remote, method)
+
+    def cut_off(key: str, data: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise Crash
+        original(key, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(remote, method, cut_off)
+        with pytest.raises(Crash):
+            init_repository(remote, 5, "laptop")
+    info = init_repository(remote, 6, "laptop")
+    chain = Writers(remote, info).look()
+    assert [(link.machine, link.after, link.end) for link in chain.links] == [(6, 0, None)]
+    assert not chain.is_changing_hands
+
+
+def test_there_is_nothing_to_clone_before_the_first_publication(
+    laptop: Machine, tmp_path: Path
+) -> None:
+    with pytest.raises(MissingError, match="nothing was uploaded"):
+        clone(laptop.remote, tmp_path / "clone.db", "clone")
+    assert not list(tmp_path.glob("clone.db*"))
+
+
 def test_a_folder_with_something_else_is_left_alone(remote: MemoryRemote) -> None:
     remote.put("holiday.jpg", b"jpeg")
     with pytest.raises(ForeignError):
