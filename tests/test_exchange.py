@@ -720,6 +720,44 @@ def test_a_segment_that_comes_too_late_is_a_branch(
     assert_same_history(desktop, tablet)
 
 
+def test_a_change_of_hands_between_two_looks_mixes_nothing(
+    laptop: Machine, machines: Callable[[str], Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A follower looks twice, at the log and at the writers; all of it happens in between."""
+    laptop.publish()
+    desktop, phone = machines("desktop"), machines("phone")
+    laptop.epoch(b"too late")
+    late: list[tuple[str, bytes]] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(laptop.remote, "put", lambda key, data: late.append((key, data)))
+        laptop.exchange.publish_once()
+    phone.exchange.follow()
+    looks = 0
+    list_objects = laptop.remote.list
+
+    def list_and_change_hands(prefix: str) -> Any:
+        nonlocal looks
+        looks += 1
+        found = list(list_objects(prefix))
+        if looks == 1:
+            with monkeypatch.context() as inner:
+                inner.setattr(laptop.remote, "list", list_objects)
+                desktop.exchange.take_over()
+            for key, data in late:
+                laptop.remote.put(key, data)
+        return iter(found)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(laptop.remote, "list", list_and_change_hands)
+        phone.exchange.follow()
+    assert looks >= 2
+    assert phone.names() == set()
+    desktop.epoch(b"by desktop")
+    desktop.publish()
+    phone.exchange.follow()
+    assert phone.names() == {b"by desktop"}
+
+
 def test_of_two_that_take_over_at_once_one_wins(
     laptop: Machine, machines: Callable[[str], Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
