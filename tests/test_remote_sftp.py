@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -444,18 +445,17 @@ def _let_readers_go(fifo: Path) -> None:
 
 
 def _swallow(call: Callable[[], object]) -> None:
-    try:
+    with suppress(SyncerError):
         call()
-    except SyncerError:
-        pass
 
 
 def _children() -> list[str]:
     """The ssh processes that are children of this one, zombies included."""
     found = []
     for child in Path("/proc/self/task").glob("*/children"):
-        for pid in child.read_text().split():
-            name = Path(f"/proc/{pid}/comm")
-            if name.exists() and name.read_text().strip() == "ssh":
-                found.append(pid)
+        # Threads and processes may end while we look.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for pid in child.read_text().split():
+                if Path(f"/proc/{pid}/comm").read_text().strip() == "ssh":
+                    found.append(pid)
     return found
