@@ -105,7 +105,7 @@ class Engine:
             socket.gethostname(),
             on_applied=lambda touched: self._on_applied(),
         )
-        self._loop = ExchangeLoop(self._exchange)
+        self._loop = ExchangeLoop(self._exchange, after_step=self._note_role)
         self._capacity: tuple[int, int] | None = None
         self._capacity_at = float("-inf")
         self._note_role()
@@ -165,7 +165,6 @@ class Engine:
         self._db.close()
 
     def _on_closed(self) -> None:
-        self._note_role()
         self._transfer.kick()
         self._loop.kick()
 

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -338,10 +339,16 @@ class Exchange:
 class ExchangeLoop:
     """The thread `syncer-publisher`, which publishes or follows, as the role says."""
 
-    def __init__(self, exchange: Exchange, interval_seconds: float = 5.0) -> None:
-        """Without a kick it looks every `interval_seconds`."""
+    def __init__(
+        self,
+        exchange: Exchange,
+        interval_seconds: float = 2.0,
+        after_step: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Without a kick it looks every `interval_seconds`; the role may change in each step."""
         self._exchange = exchange
         self._interval_seconds = interval_seconds
+        self._after_step = after_step
         self._kicked = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -367,6 +374,7 @@ class ExchangeLoop:
             # Before the step, so that a kick during it is not lost.
             self._kicked.clear()
             delay_seconds = self._step()
+            self._after_step()
             if delay_seconds:
                 # Kicks come with every block that is uploaded; gather some.
                 self._stopping.wait(_PAUSE_SECONDS)
