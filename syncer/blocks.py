@@ -223,17 +223,22 @@ class Blocks(Ledger):
             self._end_removal([block_id])
 
     def _fetch(self, block_id: bytes, *, urgent: bool) -> Buffer:
-        def fetch_alone() -> Buffer:
-            # It may have come between the caller's look and now.
-            content = self.local(block_id) or self._find_unkept(block_id)
-            return content or self._keep(block_id, self._download(block_id, urgent))
+        return self.fetcher.once(
+            block_id, lambda: self._fetch_alone(block_id, urgent), urgent=urgent
+        )
 
-        return self.fetcher.once(block_id, fetch_alone, urgent=urgent)
-
-    def _download(self, block_id: bytes, urgent: bool) -> Buffer:
+    def _fetch_alone(self, block_id: bytes, urgent: bool) -> Buffer:
+        # It may have come between the caller's look and now.
+        content = self.local(block_id) or self._find_unkept(block_id)
+        if content is not None:
+            return content
         try:
-            return self.fetcher.download(block_id, urgent=urgent)
+            return self._keep(block_id, self.fetcher.download(block_id, urgent=urgent))
         except MissingError as error:
+            # It may have been put meanwhile.
+            content = self.local(block_id)
+            if content is not None:
+                return content
             if not self.cache.has(block_id):
                 raise
             raise CorruptError(f"the only copy of block {block_id.hex()} is damaged") from error

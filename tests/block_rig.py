@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from syncer import codec
@@ -21,6 +22,10 @@ LIMIT_BYTES = 64_000_000
 def content(number: int, size_bytes: int = 20_000) -> bytes:
     """Content that is different for every number, and the same every time."""
     return random.Random(number).randbytes(size_bytes)
+
+
+class _UndoneError(Exception):
+    pass
 
 
 class Rig:
@@ -60,6 +65,13 @@ class Rig:
     def drop(self, block_id: bytes) -> None:
         with self.db.transaction():
             self.blocks.unname([block_id])
+
+    @contextlib.contextmanager
+    def undone_transaction(self) -> Iterator[None]:
+        """What happens inside is rolled back."""
+        with contextlib.suppress(_UndoneError), self.db.transaction():
+            yield
+            raise _UndoneError
 
     def upload(self, block_ids: Iterable[bytes]) -> None:
         """What an upload worker does, at once."""
