@@ -17,6 +17,8 @@ import errno
 import functools
 import logging
 import os
+import queue
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ from typing import Any
 from syncer.errors import MountError
 from syncer.mount import CODEC, Operations
 from syncer.tree import Node
-from syncer.vfs import Caller, Target
+from syncer.vfs import Caching, Caller, Target
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ _STAT_BLOCK_BYTES = 512
 #: What programs like cp take as their buffer.
 _PREFERRED_IO_BYTES = 128 << 10
 _ENTRIES_PER_CALL = 64
+_INVALIDATE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,8 @@ def _arguments(version: int, module: Any, options: MountOptions) -> dict[str, An
             big_writes=True,
             max_write=131072,
             max_readahead=1 << 20,
-            attr_timeout=seconds,
+            # This library can't make the kernel forget a hard link's attributes.
+            attr_timeout=0.0,
             entry_timeout=seconds,
             max_background=_MAX_BACKGROUND,
         )
@@ -227,7 +231,10 @@ class _Common:
     def _wrapper(self, function: Callable[..., int | None], *arguments: Any) -> int:
         """Run a callback; only an errno leaves it."""
         try:
-            return function(*arguments) or 0
+            result = function(*arguments) or 0
+            if stale := self.operations.stale_paths():
+                self.invalidate(stale)
+            return result
         except Exception as error:
             return -self.operations.error_number(error, function.__name__)
         except BaseException:
@@ -235,10 +242,14 @@ class _Common:
             log.exception("%s was interrupted", function.__name__)
             return -errno.EIO
 
+    def invalidate(self, paths: list[bytes]) -> None:
+        """Have the kernel forget what it knows of these paths, if the binding can tell it."""
+
     def open(self, path: bytes, fip: Any) -> None:
         info = fip.contents
-        info.fh, keep_cache = self.operations.open_file(path, info.flags)
-        info.keep_cache = keep_cache
+        info.fh, caching = self.operations.open_file(path, info.flags)
+        info.keep_cache = caching is Caching.KEEP
+        info.direct_io = caching is Caching.NONE
 
     def create(self, path: bytes, mode: int, fip: Any) -> None:
         info = fip.contents
@@ -287,6 +298,31 @@ class _Common:
             is_full = is_full or not rows
 
 
+class _Invalidator:
+    """The thread `syncer-invalidator`: the kernel may answer a notice only when the request
+    during which it was sent is over, so no request's own thread may send it."""
+
+    def __init__(self, library: Any, fuse: int) -> None:
+        self._invalidate_path = library.fuse_invalidate_path
+        self._invalidate_path.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+        self._fuse = fuse
+        self._work: queue.SimpleQueue[tuple[list[bytes], threading.Event]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="syncer-invalidator", daemon=True).start()
+
+    def run(self, paths: list[bytes]) -> None:
+        """Tell the kernel, and wait for it, but never long: it may be waiting for us."""
+        done = threading.Event()
+        self._work.put((paths, done))
+        done.wait(_INVALIDATE_SECONDS)
+
+    def _run(self) -> None:
+        while True:
+            paths, done = self._work.get()
+            for path in paths:
+                self._invalidate_path(self._fuse, path)
+            done.set()
+
+
 def _memory(pointer: Any, size: int) -> memoryview:
     """libfuse's buffer as a writable view, without a copy; valid during the callback only."""
     address = ctypes.cast(pointer, ctypes.c_void_p).value
@@ -329,7 +365,12 @@ def _binding_3(module: Any) -> Any:
             wanted.max_background = _MAX_BACKGROUND
             wanted.congestion_threshold = _MAX_BACKGROUND * 3 // 4
             wanted.time_gran = 1
+            library = module._libfuse
+            self._invalidator = _Invalidator(library, library.fuse_get_context().contents.fuse)
             self.operations.start()
+
+        def invalidate(self, paths: list[bytes]) -> None:
+            self._invalidator.run(paths)
 
         def getattr_fuse_3(self, path: bytes | None, buf: Any, fip: Any) -> None:
             self._getattr(path, buf, fip)

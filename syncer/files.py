@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from syncer.blocks import Blocks
 from syncer.codec import BLOCK_BYTES
 from syncer.contents import Contents
-from syncer.errors import SyncerError
+from syncer.errors import CorruptError, MissingError, SyncerError
 from syncer.openfile import OpenFile, Shared
 from syncer.readahead import ReadAhead
 from syncer.tree import Node, Tree
@@ -141,11 +141,19 @@ class Files:
             ids = file.block_ids(*span) if span else []
             if ids:
                 self._read_ahead(ids)
-        return file.read_into(target, offset)
+        try:
+            return file.read_into(target, offset)
+        except (CorruptError, MissingError) as error:
+            path = os.fsdecode(self._tree.path_of(file.node_id))
+            raise type(error)(f"{path}: {error}") from error
 
     def write(self, handle: int, data: memoryview, offset: int) -> int:
         """Write to an open file; returns len(data)."""
-        self._handle(handle).file.write(data, offset)
+        file = self._handle(handle).file
+        file.write(data, offset)
+        node = self._tree.node(file.node_id)
+        if node is not None:
+            self._tree.note_change(node)
         return len(data)
 
     def truncate(self, handle: int, size: int) -> None:

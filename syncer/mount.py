@@ -26,7 +26,7 @@ from syncer.errors import (
     TemporaryError,
 )
 from syncer.tree import Node
-from syncer.vfs import NAME_MAX_BYTES, Caller, Target, Vfs
+from syncer.vfs import NAME_MAX_BYTES, Caching, Caller, Target, Vfs
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,9 @@ class Operations:
     def start(self) -> None:
         self._host.started()
 
+    def stale_paths(self) -> list[bytes]:
+        return self._vfs.take_stale_paths()
+
     def attributes(self, target: Target) -> Node:
         return self._vfs.getattr(target)
 
@@ -95,10 +98,10 @@ class Operations:
     def write_from(self, handle: int, data: memoryview, offset: int) -> int:
         return self._vfs.write(handle, data, offset)
 
-    def open_file(self, path: bytes, flags: int) -> tuple[int, bool]:
-        """(handle, whether the kernel may keep what it has cached of the file)."""
+    def open_file(self, path: bytes, flags: int) -> tuple[int, Caching]:
+        """(handle, what the kernel may cache of the file)."""
         handle = self._vfs.open(path, flags)
-        return handle, self._vfs.may_keep_cache(handle)
+        return handle, self._vfs.caching(handle)
 
     def create_file(self, path: bytes, mode: int, flags: int) -> int:
         return self._vfs.create(path, mode, flags, self._caller())

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import stat
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -90,6 +91,8 @@ class Tree:
         self._node_numbers = iter(range(0))
         #: Counts the changes of names; a directory listing that spans calls compares it.
         self.name_changes = 0
+        #: Files with several names that have changed: the kernel keeps attributes per name.
+        self._stale: deque[int] = deque()
         db.on_rollback(self.forget)
 
     @contextlib.contextmanager
@@ -254,10 +257,27 @@ class Tree:
             node.born = self._epochs.open
             self._epochs.touch(node.id)
             self._overwrite(node)
+            # Also when it loses its last but one: the name that stays shows the old count.
+            self.note_change(before if before.nlink > node.nlink else node)
             if node.size != before.size and node.is_file:
                 self._db.execute(
                     "UPDATE usage SET file_bytes = file_bytes + ?", (node.size - before.size,)
                 )
+
+    def note_change(self, node: Node) -> None:
+        """What the kernel knows of a file under its other names is out of date."""
+        if node.nlink > 1 and not node.is_dir:
+            self._stale.append(node.id)
+
+    def take_stale_paths(self) -> list[bytes]:
+        """All paths of the files that have changed since the last call, if they have several."""
+        paths: list[bytes] = []
+        while self._stale:
+            number = self._stale.popleft()
+            for parent, name in self.names_of(number):
+                above = b"" if parent == ROOT else self.path_of(parent)
+                paths.append(above + b"/" + name)
+        return paths
 
     def _overwrite(self, node: Node) -> None:
         row = _row(node)

@@ -14,6 +14,7 @@ orphan's row, and made final by that thread's next call or by the next round of 
 
 from __future__ import annotations
 
+import enum
 import errno
 import os
 import stat
@@ -44,6 +45,17 @@ class Caller:
 
     uid: int
     gid: int
+
+
+class Caching(enum.Enum):
+    """The kernel's page cache of one open file."""
+
+    KEEP = enum.auto()
+    """What it has is true: all changes pass through the kernel."""
+    FRESH = enum.auto()
+    """Another machine may have changed the file since; begin anew with each open."""
+    NONE = enum.auto()
+    """The file has several names, which are separate files, with caches of their own, to it."""
 
 
 #: What a call is about: a path, or the handle of an open file.
@@ -418,12 +430,11 @@ class Vfs:
             self.files.truncate(handle, 0)
         return handle
 
-    def may_keep_cache(self, handle: int) -> bool:
-        """Whether the kernel's cached pages of a file just opened are still true.
-
-        All changes pass through the kernel, but a file's hard links are separate files to it.
-        """
-        return self.read_only is None and self._node(self.files.node_id(handle)).nlink == 1
+    def caching(self, handle: int) -> Caching:
+        """What the kernel may do with its cache of a file that was just opened."""
+        if self._node(self.files.node_id(handle)).nlink > 1:
+            return Caching.NONE
+        return Caching.KEEP if self.read_only is None else Caching.FRESH
 
     def write(self, handle: int, data: memoryview, offset: int) -> int:
         """Write to an open file; returns len(data)."""
@@ -484,6 +495,10 @@ class Vfs:
             self._tree.set_xattr(node.id, name, None)
 
     # The whole
+
+    def take_stale_paths(self) -> list[bytes]:
+        """Paths under which the kernel knows something that is no longer true."""
+        return self._tree.take_stale_paths()
 
     def totals(self) -> tuple[int, int]:
         """(nodes, bytes of files)."""
