@@ -1,0 +1,503 @@
+"""Uploads, eviction and read-ahead, with their threads and a remote that fails on demand."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from syncer.codec import BLOCK_BYTES, HOLE
+from syncer.config import Config
+from syncer.errors import (
+    AccessError,
+    CorruptError,
+    LocalFullError,
+    RemoteFullError,
+    SyncerError,
+)
+from syncer.fetch import block_key
+from syncer.rates import MovingRate, RateLimit
+from syncer.transfer import Transfer
+from syncer.workers import Crew
+from tests.block_rig import Rig, content
+
+
+class Work(Rig):
+    """A rig with its transfer."""
+
+    def __init__(
+        self,
+        folder: Path,
+        limit_bytes: int = 64_000_000,
+        timeout_seconds: float = 30.0,
+        settle_seconds: float = 30.0,
+        upload_workers: int = 4,
+    ) -> None:
+        super().__init__(folder, limit_bytes, timeout_seconds)
+        config = Config(remote="memory", limit_bytes=limit_bytes, upload_workers=upload_workers)
+        self.transfer = Transfer(self.blocks, self.remote, config, settle_seconds=settle_seconds)
+
+    def close(self) -> None:
+        self.remote.close()
+        assert self.transfer.stop()
+        super().close()
+
+    @property
+    def errors(self) -> str:
+        return self.transfer.status().uploads.error
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Iterator[Work]:
+    work = Work(tmp_path)
+    yield work
+    work.close()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# Uploads
+
+
+def test_what_is_dirty_is_uploaded_and_counts_as_clean_after_that(work: Work) -> None:
+    ids = [work.write(content(number)) for number in range(50)]
+    work.transfer.start()
+    assert work.transfer.flush(10)
+    assert set(work.remote.objects) == {block_key(block_id) for block_id in ids}
+    status = work.transfer.status()
+    assert (status.dirty_blocks, status.dirty_bytes) == (0, 0)
+    assert (status.uploads.uploaded_blocks, status.uploads.in_flight) == (50, 0)
+    assert status.uploads.blocks_per_second > 0 and status.uploads.bytes_per_second > 0
+    work.check()
+    work.blocks.evict(10**12)
+    assert not work.files()
+    assert [work.blocks.get(block_id) for block_id in ids] == [content(n) for n in range(50)]
+
+
+def test_what_is_written_while_uploads_run_is_uploaded_too(work: Work) -> None:
+    work.transfer.start()
+    for number in range(30):
+        work.write(content(number))
+        work.transfer.kick()
+    assert work.transfer.flush(10)
+    assert len(work.remote.objects) == 30
+
+
+def test_the_oldest_go_first(tmp_path: Path) -> None:
+    work = Work(tmp_path, upload_workers=1)
+    ids = [work.write(content(number)) for number in range(30)]
+    work.transfer.start()
+    assert work.transfer.flush(10)
+    assert list(work.remote.objects) == [block_key(block_id) for block_id in ids]
+    work.close()
+
+
+def test_many_completions_share_a_commit(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    commits: list[int] = []
+    real = work.blocks.mark_clean
+
+    def mark_clean(block_ids: list[bytes]) -> None:
+        time.sleep(0.05)
+        commits.append(len(block_ids))
+        real(block_ids)
+
+    monkeypatch.setattr(work.blocks, "mark_clean", mark_clean)
+    for number in range(60):
+        work.write(content(number, 5000))
+    work.transfer.start()
+    assert work.transfer.flush(10)
+    assert sum(commits) == 60 and len(commits) < 30
+
+
+def test_a_block_that_was_dropped_is_not_uploaded(work: Work) -> None:
+    work.drop(work.write(content(1)))
+    kept = work.write(content(2))
+    work.transfer.start()
+    assert work.transfer.flush(10)
+    assert set(work.remote.objects) == {block_key(kept)}
+
+
+def test_uploads_resume_when_the_remote_is_back(work: Work) -> None:
+    work.remote.go_offline()
+    for number in range(10):
+        work.write(content(number))
+    work.transfer.start()
+    wait_for(lambda: bool(work.errors))
+    assert not work.transfer.flush(0.3)
+    calls = work.remote.calls["put"]
+    time.sleep(0.3)
+    assert work.remote.calls["put"] - calls <= 1, "only the probe bothers a remote that is away"
+    work.remote.go_online()
+    assert work.transfer.flush(20)
+    assert len(work.remote.objects) == 10 and not work.errors
+
+
+@pytest.mark.parametrize("error", [RemoteFullError("no room"), AccessError("read-only")])
+def test_a_remote_that_does_not_store_is_left_alone_for_a_while(
+    work: Work, error: SyncerError
+) -> None:
+    work.remote.fail("put", error, times=4)
+    for number in range(10):
+        work.write(content(number))
+    work.transfer.start()
+    wait_for(lambda: work.errors == str(error))
+    time.sleep(0.3)
+    assert work.remote.calls["put"] <= 4, "each worker fails once at most"
+    work.transfer.uploads.retry()
+    wait_for(lambda: work.remote.calls["put"] > 4 or not work.blocks.usage().dirty_blocks)
+    assert work.transfer.flush(20)
+    assert not work.errors
+
+
+@pytest.mark.expects_warnings
+def test_a_damaged_block_is_put_aside_and_the_others_go_on(work: Work) -> None:
+    ids = [work.write(content(number)) for number in range(10)]
+    work.damage(ids[3])
+    work.path(ids[5]).unlink()
+    work.transfer.start()
+    wait_for(lambda: work.blocks.usage().dirty_blocks == 2)
+    wait_for(lambda: len(work.transfer.status().uploads.damaged) == 2)
+    assert {block_id for block_id, _ in work.transfer.status().uploads.damaged} == {ids[3], ids[5]}
+    assert block_key(ids[3]) not in work.remote.objects
+    # Whoever writes the same content again repairs it.
+    work.write(content(3))
+    work.write(content(5))
+    assert work.transfer.flush(10)
+    assert len(work.remote.objects) == 10
+    work.check()
+
+
+@pytest.mark.expects_warnings
+def test_a_file_that_rotted_after_it_was_verified_is_not_uploaded(work: Work) -> None:
+    block_id = work.write(content(1))
+    data = bytearray(content(1))
+    data[0] ^= 1
+    work.path(block_id).write_bytes(data)
+    work.transfer.start()
+    wait_for(lambda: bool(work.transfer.status().uploads.damaged))
+    assert not work.remote.objects
+    with pytest.raises(CorruptError):
+        work.blocks.get(block_id)
+
+
+@pytest.mark.expects_warnings
+def test_a_worker_that_fails_unexpectedly_is_seen_and_goes_on(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = work.write(content(0))
+    real = work.remote.put
+
+    def put(key: str, data: bytes) -> None:
+        if key == block_key(bad):
+            raise RuntimeError("a bug")
+        real(key, data)
+
+    monkeypatch.setattr(work.remote, "put", put)
+    for number in range(1, 10):
+        work.write(content(number))
+    work.transfer.start()
+    wait_for(lambda: work.blocks.usage().dirty_blocks == 1)
+    status = work.transfer.status()
+    assert status.worker_failures >= 1 and "a bug" in status.last_worker_failure
+    assert "upload-" in status.last_worker_failure
+
+
+@pytest.mark.expects_warnings
+def test_a_mark_that_fails_is_made_again(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = work.blocks.mark_clean
+    failures = [LocalFullError("the disk is full")] * 2
+
+    def mark_clean(block_ids: list[bytes]) -> None:
+        if failures:
+            raise failures.pop()
+        real(block_ids)
+
+    monkeypatch.setattr(work.blocks, "mark_clean", mark_clean)
+    ids = [work.write(content(number)) for number in range(3)]
+    work.transfer.start()
+    assert work.transfer.flush(15)
+    assert set(work.remote.objects) == {block_key(block_id) for block_id in ids}
+
+
+def test_without_a_sync_on_the_remote_a_block_stays_dirty_until_it_settled(
+    tmp_path: Path,
+) -> None:
+    work = Work(tmp_path, settle_seconds=0.5)
+    work.remote.is_durable = False
+    block_id = work.write(content(1))
+    work.transfer.start()
+    wait_for(lambda: block_key(block_id) in work.remote.objects)
+    assert work.blocks.is_dirty(block_id)
+    assert work.transfer.status().uploads.settling == 1
+    assert work.transfer.flush(10)
+    assert work.remote.calls["put"] == 1 and work.remote.calls["stat"] == 1
+    work.close()
+
+
+def test_what_did_not_survive_its_settling_is_uploaded_again(tmp_path: Path) -> None:
+    work = Work(tmp_path, settle_seconds=0.5)
+    work.remote.is_durable = False
+    block_id = work.write(content(1))
+    work.transfer.start()
+    wait_for(lambda: block_key(block_id) in work.remote.objects)
+    work.remote.damage(block_key(block_id), b"")
+    assert work.transfer.flush(20)
+    assert work.remote.calls["put"] == 2
+    assert len(work.remote.objects[block_key(block_id)]) > 20_000
+    work.close()
+
+
+# Room
+
+
+def test_the_limit_holds_while_many_write_and_uploads_are_slow(tmp_path: Path) -> None:
+    limit_bytes = 24 << 20
+    work = Work(tmp_path, limit_bytes=limit_bytes)
+    work.remote.delay_seconds = 0.01
+    work.transfer.start()
+    peak, over = 0, threading.Event()
+
+    def sample() -> None:
+        nonlocal peak
+        while not over.is_set():
+            peak = max(peak, disk_usage(tmp_path / "blocks"))
+
+    def write(start: int) -> None:
+        for number in range(start, start + 20):
+            work.write(content(number, BLOCK_BYTES))
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    writers = [threading.Thread(target=write, args=(start,)) for start in range(0, 80, 20)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+        assert not writer.is_alive()
+    assert work.transfer.flush(30)
+    over.set()
+    sampler.join()
+    # A look takes time: it may count both what goes and what comes.
+    assert peak <= limit_bytes + 2 * BLOCK_BYTES
+    assert len(work.remote.objects) == 80 and work.transfer.status().evicted_blocks > 50
+    work.check()
+    work.close()
+
+
+def disk_usage(folder: Path) -> int:
+    """As du counts: each file once, though it may be renamed while we look."""
+    found = {}
+    for path in folder.glob("*/*"):
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            found[status.st_ino] = status.st_blocks * 512
+    return sum(found.values())
+
+
+def fill(work: Work, limit_bytes: int) -> None:
+    """Write dirty blocks until there is no room for another."""
+    number = 1000
+    while work.cache.budget.used_bytes + BLOCK_BYTES <= limit_bytes:
+        work.write(content(number, BLOCK_BYTES))
+        number += 1
+
+
+def test_a_writer_waits_for_uploads_and_is_told_why(tmp_path: Path) -> None:
+    limit_bytes = 8 << 20
+    work = Work(tmp_path, limit_bytes=limit_bytes)
+    work.remote.go_offline()
+    work.transfer.start()
+    fill(work, limit_bytes)
+    writer = threading.Thread(target=work.write, args=(content(1, BLOCK_BYTES),))
+    writer.start()
+    wait_for(lambda: bool(work.transfer.status().waiting))
+    assert work.transfer.status().waiting == "waiting for room: 9 MB not yet uploaded"
+    work.remote.go_online()
+    writer.join(20)
+    assert not writer.is_alive()
+    assert not work.transfer.status().waiting
+    assert work.transfer.flush(20)
+    work.check()
+    work.close()
+
+
+def test_a_writer_gets_no_space_only_when_uploads_fail_for_too_long(tmp_path: Path) -> None:
+    limit_bytes = 4 << 20
+    work = Work(tmp_path, limit_bytes=limit_bytes, timeout_seconds=0.8)
+    work.remote.go_offline()
+    work.transfer.start()
+    fill(work, limit_bytes)
+    began = time.monotonic()
+    with pytest.raises(LocalFullError, match="can't be uploaded"):
+        work.write(content(1, BLOCK_BYTES))
+    assert time.monotonic() - began >= 0.8
+    work.blocks.collect()
+    work.check()
+    work.close()
+
+
+def test_a_slow_upload_is_reason_enough_to_wait(tmp_path: Path) -> None:
+    limit_bytes = 4 << 20
+    work = Work(tmp_path, limit_bytes=limit_bytes, timeout_seconds=0.8)
+    work.remote.delay_seconds = 2.5
+    work.transfer.start()
+    fill(work, limit_bytes)
+    work.write(content(1, BLOCK_BYTES))
+    work.remote.delay_seconds = 0
+    assert work.transfer.flush(20)
+    work.close()
+
+
+def test_stopping_ends_every_wait(tmp_path: Path) -> None:
+    limit_bytes = 4 << 20
+    work = Work(tmp_path, limit_bytes=limit_bytes)
+    work.remote.go_offline()
+    work.transfer.start()
+    fill(work, limit_bytes)
+    failed = threading.Event()
+
+    def write() -> None:
+        with pytest.raises(LocalFullError):
+            work.write(content(1, BLOCK_BYTES))
+        failed.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    wait_for(lambda: work.cache.budget.waiting == 1)
+    began = time.monotonic()
+    assert work.transfer.stop()
+    writer.join(5)
+    assert failed.is_set() and time.monotonic() - began < 3
+    work.close()
+
+
+def test_room_is_made_before_anyone_needs_it(tmp_path: Path) -> None:
+    limit_bytes = 16 << 20
+    work = Work(tmp_path, limit_bytes=limit_bytes)
+    for number in range(16):
+        work.write_clean(content(number, BLOCK_BYTES))
+    work.transfer.start()
+    wait_for(lambda: work.cache.budget.used_bytes <= 0.9 * limit_bytes)
+    work.check()
+    work.close()
+
+
+def test_inline_contents_count_against_the_limit(tmp_path: Path) -> None:
+    work = Work(tmp_path, limit_bytes=16 << 20)
+    for number in range(12):
+        work.write_clean(content(number, BLOCK_BYTES))
+    with work.db.transaction():
+        work.db.execute("UPDATE usage SET inline_bytes = ?", (10 << 20,))
+    work.transfer.start()
+    wait_for(lambda: work.blocks.usage().local_bytes <= 6 << 20)
+    work.close()
+
+
+# Fetching ahead
+
+
+def test_what_is_fetched_ahead_is_there_when_it_is_read(work: Work) -> None:
+    ids = [work.store_remotely(content(number)) for number in range(20)]
+    work.transfer.start()
+    work.transfer.read_ahead([HOLE, *ids, *ids])
+    wait_for(lambda: all(work.blocks.is_local(block_id) for block_id in ids))
+    wait_for(lambda: work.blocks.usage().local_blocks == 20)
+    calls = work.remote.calls["get"]
+    assert calls == 20
+    assert [work.blocks.get(block_id) for block_id in ids] == [content(n) for n in range(20)]
+    status = work.transfer.status()
+    assert work.remote.calls["get"] == 20 and status.misses == 0 and status.fetched_blocks == 20
+
+
+def test_the_latest_wishes_count_when_there_are_too_many(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [work.store_remotely(content(number, 100)) for number in range(300)]
+    work.transfer.read_ahead(ids)
+    work.transfer.start()
+    wait_for(lambda: all(work.blocks.is_local(block_id) for block_id in ids[-256:]))
+    assert not any(work.blocks.is_local(block_id) for block_id in ids[:-256])
+
+
+def test_fetching_ahead_fails_in_silence(work: Work) -> None:
+    work.remote.go_offline()
+    work.transfer.start()
+    work.transfer.read_ahead([b"\1" * 16])
+    wait_for(lambda: work.remote.calls["get"] == 1)
+    assert work.transfer.status().worker_failures == 0
+
+
+# Rates and workers
+
+
+class Clock:
+    seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def test_a_limit_holds_on_average() -> None:
+    clock = Clock()
+    limit = RateLimit(1_000_000, clock)
+    sent = 0
+    while clock.seconds < 160:
+        clock.seconds += limit.take(300_000)
+        sent += 300_000
+        clock.seconds += 0.01
+    assert 59_000_000 < sent < 61_500_000
+
+
+def test_idle_time_is_not_saved_up() -> None:
+    clock = Clock()
+    limit = RateLimit(1_000_000, clock)
+    clock.seconds += 3600
+    waits = [limit.take(100_000) for _ in range(5)]
+    assert waits[0] == waits[1] == waits[2] == 0 and waits[4] > 0.1
+
+
+def test_no_limit_and_a_changed_limit() -> None:
+    clock = Clock()
+    limit = RateLimit(0, clock)
+    assert limit.take(10**12) == limit.take(10**12) == 0
+    limit.set(1000)
+    limit.take(10_000)
+    assert limit.take(1) > 9
+    limit.set(0)
+    assert limit.take(1) == 0
+
+
+def test_a_moving_rate_forgets() -> None:
+    clock = Clock()
+    rate = MovingRate(5.0, clock)
+    for _ in range(100):
+        rate.add(10)
+        clock.seconds += 0.05
+    assert rate.per_second() == pytest.approx(200, rel=0.05)
+    clock.seconds += 6
+    assert rate.per_second() == 0
+
+
+def test_a_crew_that_does_not_end_in_time_is_told() -> None:
+    crew = Crew()
+    stuck = threading.Event()
+    crew.add("stuck", lambda: bool(stuck.wait(10)) and None)
+    crew.start()
+    assert not crew.stop(0.1)
+    stuck.set()
+    assert crew.stop(5)
+
+
+def test_a_crew_that_never_started_stops() -> None:
+    crew = Crew()
+    crew.add("idle", lambda: None)
+    assert crew.stop(0.1)
