@@ -118,7 +118,7 @@ class Sshd:
                 with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
                     connection.settimeout(START_SECONDS)
                     if connection.recv(4) == b"SSH-":
-                        return
+                        break
             except OSError:
                 pass
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -126,6 +126,9 @@ class Sshd:
                 self.stop()
                 raise RuntimeError(f"sshd does not start: {log_text}")
             time.sleep(0.02)
+        # The look at it counts as a connection that isn't logged in, until it has noticed its end.
+        while self.connections() and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def is_running(self) -> bool:
         """Whether it was started and not stopped; a frozen one runs."""

@@ -455,7 +455,9 @@ def _children() -> list[str]:
     for child in Path("/proc/self/task").glob("*/children"):
         # Threads and processes may end while we look.
         with suppress(FileNotFoundError, ProcessLookupError):
-            for pid in child.read_text().split():
-                if Path(f"/proc/{pid}/comm").read_text().strip() == "ssh":
-                    found.append(pid)
+            found += [pid for pid in child.read_text().split() if _program(pid) == "ssh"]
     return found
+
+
+def _program(pid: str) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()

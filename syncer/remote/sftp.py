@@ -30,6 +30,9 @@ PIPELINE_BYTES = 4 << 20
 would only queue up in memory."""
 FIRST_READ_BYTES = (1 << 20) + (64 << 10)
 """Asked for at once where neither caller nor server has told the size: a block and its header."""
+READS_AT_ONCE = 64
+"""As many as OpenSSH's own client has under way. More may block both sides, each waiting for the
+other to read, when a server gives little per READ."""
 FOLDER_READS = 8
 """READDIRs under way at once; OpenSSH answers each with up to 100 names."""
 READ_ONLY_FLAG = 1
@@ -308,7 +311,7 @@ def _read(session: Session, handle: bytes, offset: int, length: int | None) -> I
 
     def ask(end: int) -> None:
         nonlocal ask_from
-        while ask_from < min(end, position + PIPELINE_BYTES):
+        while ask_from < min(end, position + PIPELINE_BYTES) and len(asked) < READS_AT_ONCE:
             count = min(session.read_bytes, end - ask_from)
             request = session.send(sftp.READ, handle, *wide(ask_from), count)
             asked.append((ask_from, count, request))
