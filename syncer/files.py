@@ -69,11 +69,16 @@ class Files:
         return file is not None and file.handles > 0
 
     def forget(self, number: int) -> None:
-        """The node is gone; a file without handles need not be saved any more."""
+        """Drop a file that waits to be saved, if it has no handle and its node was removed.
+
+        The caller holds no lock: the file's own may be held across a fetch.
+        """
         with self.lock:
-            file = self._files.pop(number, None)
-        if file is not None:
-            file.discard()
+            file = self._files.get(number)
+            if file is None or file.handles or self._tree.node(number) is not None:
+                return
+            del self._files[number]
+        file.discard()
 
     def adopt(self) -> None:
         """Take up what an earlier process had noted of open files but not sealed."""

@@ -321,7 +321,10 @@ class OpenFile:
         if any(self.block_id(index) == HOLE for index in self._buffers):
             return False
         if log.unlogged:
-            self._contents.add_patches(self.node_id, log.unlogged, self.size, written_ns)
+            with self._tree.transaction():
+                if self._tree.node(self.node_id) is None:
+                    return False
+                self._contents.add_patches(self.node_id, log.unlogged, self.size, written_ns)
             log.logged(self._tree.now_ns())
         return True
 
@@ -355,8 +358,8 @@ class OpenFile:
         data = bytes(buffer.data[: self.size])
         data += bytes(self.size - len(data))
         with self._tree.transaction():
-            self._blocks.unname(self._contents.set_inline(self.node_id, data))
-            self._save(self.size)
+            if self._save(self.size):
+                self._blocks.unname(self._contents.set_inline(self.node_id, data))
         self._drop_buffer(0)
         self._runs.clear()
         self._inline = data
@@ -392,13 +395,14 @@ class OpenFile:
         """
         try:
             with self._tree.transaction():
+                if not self._save(size):
+                    return
                 dropped = [] if cut is None else self._contents.cut(self.node_id, cut)
                 placed, replaced = self._contents.set_blocks(self.node_id, blocks)
                 self._blocks.name(placed)
                 self._blocks.unname(dropped + replaced)
                 for index in blocks:
                     self._contents.drop_patches(self.node_id, index)
-                self._save(size)
             self._unsynced.update(placed)
             for index in blocks:
                 self._log.forget_block(index)
@@ -406,16 +410,17 @@ class OpenFile:
             self._runs.clear()
             self._blocks.unhold(blocks.values())
 
-    def _save(self, size: int) -> None:
-        """Commit size and times. An unlinked file's node may be gone already."""
+    def _save(self, size: int) -> bool:
+        """Commit size and times; False: the node is gone, removed while this file was saved."""
         node = self._tree.node(self.node_id)
         if node is None:
-            return
+            return False
         written_ns = self._written_ns
         if written_ns is not None:
             self._tree.save(node.changed(size=size, mtime_ns=written_ns, ctime_ns=written_ns))
         elif node.size != size:
             self._tree.save(node.changed(size=size))
+        return True
 
     def sync(self, sync_metadata: Callable[[], None]) -> None:
         """fsync: flush, then make this file's own blocks power-safe, then the metadata."""

@@ -261,6 +261,7 @@ class Vfs:
             if node.is_dir:
                 raise _error(errno.EISDIR)
             self._drop_name(parent, name, node)
+        self.files.forget(node.id)
 
     def rmdir(self, path: bytes) -> None:
         self._begin_change()
@@ -283,8 +284,6 @@ class Vfs:
         """Take a name away; the file stays as an orphan while it is open. Holds `_lock`."""
         is_open = self.files.is_open(node.id)
         self._blocks.unname(self._tree.unlink(parent.id, name, keep=is_open))
-        if not is_open and node.nlink <= 1:
-            self.files.forget(node.id)
 
     def rename(self, old: bytes, new: bytes, flags: int = 0) -> None:
         """Move a name, replacing what is in its new place, in one step."""
@@ -320,6 +319,8 @@ class Vfs:
                     return
                 self._make_way(new_parent, new_name, node, self._node(number))
             self._tree.rename(old_parent.id, old_name, new_parent.id, new_name)
+        if number is not None:
+            self.files.forget(number)
 
     def _make_way(self, parent: Node, name: bytes, node: Node, target: Node) -> None:
         """Remove what a rename replaces, if it may."""
