@@ -122,18 +122,17 @@ class Exchange:
         """The state of things, without a wait and without asking the remote."""
         role = self.role
         published: int = self._db.get_meta("published")
-        stranded = (
-            self._db.query_one("SELECT count(*) FROM outbox") if role == "displaced" else None
-        )
+        waiting = 0 if role == "follower" else self._publisher.newest_closed() - published
+        stranded = 0
+        if role == "displaced":
+            ((stranded,),) = self._db.query("SELECT count(*) FROM outbox")
         return ExchangeStatus(
             role=role,
             generation=self._db.get_meta("generation"),
             writer=self._writer_name,
             published=published,
-            unpublished=0
-            if role == "follower"
-            else max(0, self._publisher.newest_closed() - published),
-            stranded=stranded[0] if stranded else 0,
+            unpublished=max(0, waiting),
+            stranded=stranded,
             ignored_segments=len(self._follower.branches),
             error=self._error,
         )

@@ -81,9 +81,6 @@ class Rows:
     #: Roughly what they take on the wire; writers split by it.
     size_bytes: int = 0
 
-    def __len__(self) -> int:
-        return sum(map(len, (*self.versions.values(), *self.ends.values())))
-
 
 # Checks of columns, each on a whole column at once. All may be empty.
 
