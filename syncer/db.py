@@ -206,6 +206,7 @@ class Database:
         self._synced_commits = 0
         self._wal_fd = -1
         self._rollback_hooks: list[Callable[[], None]] = []
+        self._transaction = _Transaction(self._begin, self._end)
         is_new = not path.exists()
         with _translated(path):
             self._connection = _connect(path)
@@ -229,37 +230,46 @@ class Database:
         if version > SCHEMA_VERSION:
             raise FormatError(f"{self.path} was written by a newer syncer; install that version")
 
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> contextlib.AbstractContextManager[None]:
         """All statements inside become visible and crash-safe together, or none of them.
 
         May be nested: the outermost one commits. On an error it rolls back, tells the hooks
         (caches of rows are then void) and lets the error pass. Holds `lock`.
         """
-        with self.lock:
+        return self._transaction
+
+    def _begin(self) -> None:
+        self.lock.acquire()
+        try:
+            if not self._depth:
+                self.execute("BEGIN IMMEDIATE")
+            self._depth += 1
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def _end(self, failed: bool) -> None:
+        try:
+            self._depth -= 1
             if self._depth:
-                self._depth += 1
-                try:
-                    yield
-                finally:
-                    self._depth -= 1
                 return
-            with _translated(self.path):
-                self._connection.execute("BEGIN IMMEDIATE")
-            self._depth = 1
-            try:
-                yield
-                with _translated(self.path):
-                    self._connection.execute("COMMIT")
-                self._commits += 1
-            except BaseException:
-                with contextlib.suppress(apsw.Error):
-                    self._connection.execute("ROLLBACK")
-                for hook in self._rollback_hooks:
-                    hook()
-                raise
-            finally:
-                self._depth = 0
+            if not failed:
+                try:
+                    self.execute("COMMIT")
+                    self._commits += 1
+                    return
+                except BaseException:
+                    self._roll_back()
+                    raise
+            self._roll_back()
+        finally:
+            self.lock.release()
+
+    def _roll_back(self) -> None:
+        with contextlib.suppress(apsw.Error):
+            self._connection.execute("ROLLBACK")
+        for hook in self._rollback_hooks:
+            hook()
 
     def on_rollback(self, hook: Callable[[], None]) -> None:
         """Have `hook` called, under `lock`, whenever a transaction did not happen after all."""
@@ -267,8 +277,10 @@ class Database:
 
     def execute(self, sql: str, bindings: Sequence[Any] = ()) -> None:
         """Run a statement that returns no rows. The caller holds a transaction."""
-        with _translated(self.path):
+        try:
             self._connection.execute(sql, bindings)
+        except apsw.Error as error:
+            raise _translate(self.path, error) from error
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """Run a statement once per row. The caller holds a transaction."""
@@ -281,13 +293,19 @@ class Database:
 
     def query(self, sql: str, bindings: Sequence[Any] = ()) -> list[Row]:
         """All rows of a short query, as of now (inside a transaction: with its changes)."""
-        with self.lock, _translated(self.path):
-            return self._connection.execute(sql, bindings).fetchall()
+        with self.lock:
+            try:
+                return self._connection.execute(sql, bindings).fetchall()
+            except apsw.Error as error:
+                raise _translate(self.path, error) from error
 
     def query_one(self, sql: str, bindings: Sequence[Any] = ()) -> Row | None:
         """The first row of a query, or None."""
-        with self.lock, _translated(self.path):
-            return self._connection.execute(sql, bindings).fetchone()
+        with self.lock:
+            try:
+                return self._connection.execute(sql, bindings).fetchone()
+            except apsw.Error as error:
+                raise _translate(self.path, error) from error
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Reader]:
@@ -390,20 +408,28 @@ def _sync_folder(path: Path) -> None:
         os.close(fd)
 
 
-class _translated:  # noqa: N801 - reads as a statement; a class, since it is on the hot path
-    """Turns SQLite's errors into ours."""
+class _Transaction(contextlib.AbstractContextManager[None]):
+    """What `with db.transaction()` enters and leaves: one object for all, since every file
+    operation does so several times."""
 
-    __slots__ = ("_path",)
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, begin: Callable[[], None], end: Callable[[bool], None]) -> None:
+        self._begin = begin
+        self._end = end
 
     def __enter__(self) -> None:
-        return None
+        self._begin()
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, apsw.Error):
-            raise _translate(self._path, error) from error
+        self._end(error is not None)
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Turns SQLite's errors into ours."""
+    try:
+        yield
+    except apsw.Error as error:
+        raise _translate(path, error) from error
 
 
 def _translate(path: Path, error: apsw.Error) -> SyncerError:

@@ -300,9 +300,9 @@ class OpenFile:
             self._lay_found()
             if not self._seal_inline():
                 self._seal(list(self._buffers))
-            with self._tree.transaction():
-                self._save(self.size)
-                self._contents.drop_patches(self.node_id)
+                with self._tree.transaction():
+                    self._save(self.size)
+                    self._contents.drop_patches(self.node_id)
             self._written_ns = self.dirty_since_ns = None
             self._log = PatchLog()
 
@@ -360,6 +360,7 @@ class OpenFile:
         with self._tree.transaction():
             if self._save(self.size):
                 self._blocks.unname(self._contents.set_inline(self.node_id, data))
+                self._contents.drop_patches(self.node_id)
         self._drop_buffer(0)
         self._runs.clear()
         self._inline = data

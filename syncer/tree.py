@@ -14,12 +14,10 @@ were placed and removed within one epoch. The caller gives them to `Blocks.unnam
 
 from __future__ import annotations
 
-import contextlib
 import stat
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 from syncer.contents import INLINE_RUN, Contents
 from syncer.db import Database
@@ -42,9 +40,8 @@ _PAST_NODE = (
 )
 
 
-@dataclass(slots=True)
-class Node:
-    """One row of table `node`. Treat as immutable: `Tree.save` takes a changed copy."""
+class Node(NamedTuple):
+    """One row of table `node`. `Tree.save` takes a changed copy."""
 
     id: int
     born: int
@@ -70,7 +67,7 @@ class Node:
 
     def changed(self, **values: Any) -> Node:
         """A copy with other values."""
-        return replace(self, **values)
+        return self._replace(**values)
 
 
 def node_base(machine: int) -> int:
@@ -95,16 +92,28 @@ class Tree:
         self._stale: deque[int] = deque()
         db.on_rollback(self.forget)
 
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> AbstractContextManager[None]:
         """Several changes as one. Holds the database's lock; no slow work inside."""
-        with self._db.transaction():
-            yield
+        return self._db.transaction()
 
     def make_root(self, uid: int, gid: int) -> None:
         """Make the root directory of a new repository."""
         now = self.now_ns()
-        root = Node(ROOT, 0, stat.S_IFDIR | 0o755, uid, gid, 0, 2, 0, now, now, now, now, None)
+        root = Node(
+            ROOT,
+            self._epochs.open,
+            stat.S_IFDIR | 0o755,
+            uid,
+            gid,
+            0,
+            2,
+            0,
+            now,
+            now,
+            now,
+            now,
+            None,
+        )
         with self._db.transaction():
             self._insert(root)
 
@@ -238,10 +247,9 @@ class Tree:
         return number
 
     def _insert(self, node: Node) -> None:
-        node.born = self._epochs.open
         self._db.execute(
             f"INSERT INTO node({_NODE_COLUMNS}) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            _row(node),
+            node,
         )
         self._db.execute("UPDATE usage SET nodes = nodes + 1")
         self._epochs.touch(node.id)
@@ -254,9 +262,8 @@ class Tree:
             assert before is not None
             if before.born != self._epochs.open:
                 self._db.execute(_PAST_NODE, (self._epochs.open, node.id))
-            node.born = self._epochs.open
             self._epochs.touch(node.id)
-            self._overwrite(node)
+            self._overwrite(node._replace(born=self._epochs.open))
             # Also when it loses its last but one: the name that stays shows the old count.
             self.note_change(before if before.nlink > node.nlink else node)
             if node.size != before.size and node.is_file:
@@ -280,11 +287,10 @@ class Tree:
         return paths
 
     def _overwrite(self, node: Node) -> None:
-        row = _row(node)
         self._db.execute(
             "UPDATE node SET born = ?, mode = ?, uid = ?, gid = ?, rdev = ?, nlink = ?, size = ?,"
             " atime_ns = ?, mtime_ns = ?, ctime_ns = ?, btime_ns = ?, target = ? WHERE id = ?",
-            (*row[1:], row[0]),
+            (*node[1:], node.id),
         )
         self._remember(node)
 
@@ -473,10 +479,3 @@ class Tree:
                     (node_id, name, self._epochs.open, value),
                 )
             self.save(node.changed(ctime_ns=self.now_ns()))
-
-
-def _row(node: Node) -> tuple[Any, ...]:
-    return (
-        node.id, node.born, node.mode, node.uid, node.gid, node.rdev, node.nlink, node.size,
-        node.atime_ns, node.mtime_ns, node.ctime_ns, node.btime_ns, node.target,
-    )  # fmt: skip
