@@ -131,7 +131,8 @@ def _add_mounting(add: _Add) -> None:
         "show the collection in a folder",
         "syncer mount data someserver:~/blobs/ mnt 1000",
         "The first mount makes DATA, and the repository at REMOTE; later ones need neither REMOTE"
-        " nor MAX_MB. Returns when the mount serves; the exit status tells whether it does.",
+        " nor MAX_MB. MAX_MB, --fuse, --writeback and --transport are kept as settings. Returns"
+        " when the mount serves; the exit status tells whether it does.",
     )
     mount.add_argument("data", metavar="DATA", help="this computer's private state")
     mount.add_argument(

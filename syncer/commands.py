@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from syncer import control, daemon, desktop, mounts, progress, report
+from syncer.background import run_in_background
 from syncer.config import DEFAULT_LIMIT_BYTES, SETTINGS, Config, setting_for
 from syncer.control import NoProcessError, Progress
 from syncer.engine import Engine
@@ -54,7 +55,7 @@ def resolve(text: str) -> Target:
         below = path.relative_to(mount.mountpoint)
         return Target(DataFolder(mount.data), "/" + "/".join(below.parts))
     folder = DataFolder(path)
-    if not folder.config.exists():
+    if not os.path.exists(folder.config):
         raise MissingError(f"{text} is neither a data directory nor mounted by syncer")
     return Target(folder, "/")
 
@@ -88,8 +89,11 @@ def mount(arguments: argparse.Namespace) -> int:
     """``syncer mount``"""
     plan = plan_mount(arguments)
     if arguments.foreground:
-        return daemon.run_in_foreground(plan)
-    return daemon.run_in_background(plan)
+        daemon.show_log()
+        daemon.Daemon(plan).run(on_serving=lambda: None)
+    else:
+        run_in_background(lambda on_serving: daemon.Daemon(plan).run(on_serving))
+    return 0
 
 
 def umount(arguments: argparse.Namespace) -> int:

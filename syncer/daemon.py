@@ -15,40 +15,39 @@ Each step has a time limit. What it did not achieve is logged, and the next step
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import logging.handlers
 import os
 import queue
 import resource
+import select
 import signal
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from syncer import binding, desktop, mounts
 from syncer.config import Config
-from syncer.control import ControlServer, Handler, Progress, error_with
+from syncer.control import ControlServer, Handler, Progress
 from syncer.engine import Engine
-from syncer.errors import AccessError, MountError, SyncerError
+from syncer.errors import AccessError, MountError
 from syncer.folder import DataFolder, create_repository
+from syncer.mount import CODEC
 
 log = logging.getLogger(__name__)
 
 _SERVES_WITHIN_SECONDS = 60.0
 _SYNCS_WITHIN_SECONDS = 60.0
 _BUSY_SECONDS = 2.0
-_LOOP_ENDS_WITHIN_SECONDS = 5.0
+_LOOP_ENDS_WITHIN_SECONDS = 3.0
 _POLL_SECONDS = 0.02
 _LOG_BYTES = 5_000_000
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,7 @@ class MountPlan:
     data: Path
     mountpoint: Path
     config: Config
+    """What the data directory's settings are from now on."""
     is_new: bool
     """The data directory and the repository are to be made first."""
     fuse: int
@@ -70,96 +70,11 @@ class MountPlan:
     verbose: bool = False
 
 
-def run_in_foreground(plan: MountPlan) -> int:
-    """Mount, and return when it is unmounted; returns the exit status. Raises SyncerError."""
-    on_stderr = logging.StreamHandler()
-    on_stderr.setFormatter(logging.Formatter("syncer: %(levelname)s %(message)s"))
-    logging.getLogger().addHandler(on_stderr)
-    _Daemon(plan, on_serving=lambda: None).run()
-    return 0
-
-
-def run_in_background(plan: MountPlan) -> int:
-    """Mount in a process of its own; returns when that serves.
-
-    The caller has no threads. Raises what the process ended with if it did not come to serve.
-    """
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        _live_in_background(plan, writer)
-    os.close(writer)
-    with open(reader, "rb") as stream:
-        try:
-            line = stream.read()
-        except KeyboardInterrupt:
-            # It has a session of its own, where no Ctrl-C arrives.
-            os.kill(pid, signal.SIGINT)
-            stream.read()
-            raise
-    if not line:
-        raise SyncerError("the mount's process died before it served")
-    exit_code, message = json.loads(line)
-    if exit_code == _INTERRUPTED:
-        raise KeyboardInterrupt
-    if exit_code:
-        raise error_with(exit_code, message)
-    return 0
-
-
-def _live_in_background(plan: MountPlan, report_to: int) -> NoReturn:
-    """The child's life after the fork."""
-    exit_code = 1
-    try:
-        with tempfile.TemporaryFile() as stderr, open(report_to, "w") as pipe:
-            _detach(stderr.fileno(), pipe.fileno())
-
-            def report(exit_code: int, message: str) -> None:
-                # The parent waits for the first report only, and then is gone.
-                with contextlib.suppress(OSError, ValueError):
-                    json.dump([exit_code, message], pipe)
-                    pipe.close()
-
-            exit_code, message = _outcome_of(_Daemon(plan, on_serving=lambda: report(0, "")))
-            if exit_code == MountError.exit_code:
-                # libfuse and fusermount give their reasons on stderr only.
-                stderr.seek(0)
-                reasons = [line.strip() for line in stderr if line.startswith(b"fuse")]
-                message = "; ".join([message, *map(os.fsdecode, reasons)])
-            report(exit_code, message)
-    finally:
-        logging.shutdown()
-        # Without the interpreter's end: what it would do is the parent's business, and threads of
-        # libfuse may still be there.
-        os._exit(exit_code)
-
-
-def _outcome_of(daemon: _Daemon) -> tuple[int, str]:
-    """Run it; returns (exit code, message)."""
-    try:
-        daemon.run()
-    except SyncerError as error:
-        log.error("%s", error)
-        return error.exit_code, str(error)
-    except KeyboardInterrupt:
-        return _INTERRUPTED, ""
-    except Exception as error:
-        log.exception("the mount failed in a way that nobody foresaw")
-        return 1, f"{type(error).__name__}: {error}"
-    return 0, ""
-
-
-def _detach(stderr: int, keep: int) -> None:
-    """Leave the terminal, the caller's open files and its folder."""
-    os.setsid()
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor, target in ((nothing, 0), (nothing, 1), (stderr, 2)):
-        os.dup2(descriptor, target)
-    low, high = sorted((stderr, keep))
-    os.closerange(3, low)
-    os.closerange(low + 1, high)
-    os.closerange(high + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    os.chdir("/")
+def show_log() -> None:
+    """Have the log on stderr as well."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("syncer: %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
 
 
 @dataclass(frozen=True)
@@ -169,6 +84,8 @@ class _Serves:
 
 @dataclass(frozen=True)
 class _Signalled:
+    """Somebody wants it to end."""
+
     number: int
 
 
@@ -182,18 +99,54 @@ class _LoopEnded:
 _Event = _Serves | _Signalled | _LoopEnded
 
 
-class _Daemon:
+class _Events:
+    """What happens to a mount, for the main thread to wait for.
+
+    Waiting for a queue alone may miss a signal: Python's handler runs between two steps of the main
+    thread, and one that comes just before it waits would not wake it. The byte that the C handler
+    writes into a pipe does.
+    """
+
+    def __init__(self) -> None:
+        # Of all queues, this one may be put to by a signal handler.
+        self._queue: queue.SimpleQueue[_Event] = queue.SimpleQueue()
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+
+    def take_signals(self) -> None:
+        """Make events of the signals that end a process."""
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        for number in _SIGNALS:
+            signal.signal(number, lambda number, _: self._queue.put(_Signalled(number)))
+
+    def put(self, event: _Event) -> None:
+        self._queue.put(event)
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._writer, b"\0")
+
+    def next(self, timeout_seconds: float | None) -> _Event | None:
+        """What happens next; None if nothing does in time."""
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._queue.get_nowait()
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if remaining is not None and remaining <= 0:
+                return None
+            if select.select([self._reader], [], [], remaining)[0]:
+                os.read(self._reader, 4096)
+
+
+class Daemon:
     """One mount. `run` is called once, in the main thread."""
 
-    def __init__(self, plan: MountPlan, on_serving: Callable[[], None]) -> None:
+    def __init__(self, plan: MountPlan) -> None:
         self._plan = plan
-        self._on_serving = on_serving
-        # Of all queues, this one may be put to by a signal handler.
-        self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
+        self._events = _Events()
         self._device: int | None = None
 
-    def run(self) -> None:
-        """Mount, and return when all is at its end.
+    def run(self, on_serving: Callable[[], None]) -> None:
+        """Mount, call `on_serving` when the mount answers, and return when all is at its end.
 
         Raises SyncerError if it doesn't come to serve, and KeyboardInterrupt if a signal ends it
         before.
@@ -207,6 +160,8 @@ class _Daemon:
             create_repository(plan.data, plan.config, socket.gethostname())
         with folder.lock():
             _log_to(plan.log_file or folder.log, plan.verbose)
+            if plan.config != Config.load(folder.config):
+                plan.config.save(folder.config)
             engine = Engine(
                 plan.data,
                 plan.config,
@@ -217,23 +172,22 @@ class _Daemon:
             try:
                 if plan.take_over:
                     engine.take_over()
-                self._serve(engine, folder)
+                self._serve(engine, folder, on_serving)
             finally:
                 engine.stop()
 
-    def _serve(self, engine: Engine, folder: DataFolder) -> None:
+    def _serve(self, engine: Engine, folder: DataFolder, on_serving: Callable[[], None]) -> None:
         control = ControlServer(folder.socket, commands_of(engine))
         control.start()
         try:
-            for number in _SIGNALS:
-                signal.signal(number, lambda number, _: self._events.put(_Signalled(number)))
+            self._events.take_signals()
             self._start_loop(engine)
-            event = self._next_event(_SERVES_WITHIN_SECONDS)
+            event = self._events.next(_SERVES_WITHIN_SECONDS)
             if isinstance(event, _Serves):
                 log.info("%s is mounted at %s", self._plan.data, self._plan.mountpoint)
                 desktop.notify_ready()
-                self._on_serving()
-                event = self._next_event(None)
+                on_serving()
+                event = self._events.next(None)
             desktop.notify_stopping()
             log.info("the mount ends: %s", event or "it does not answer")
             if not isinstance(event, _LoopEnded):
@@ -245,18 +199,12 @@ class _Daemon:
         finally:
             control.stop()
 
-    def _next_event(self, timeout_seconds: float | None) -> _Event | None:
-        """What happens next; None if nothing does in time."""
-        try:
-            return self._events.get(timeout=timeout_seconds)
-        except queue.Empty:
-            return None
-
     def _start_loop(self, engine: Engine) -> None:
         plan = self._plan
         before = os.stat(plan.mountpoint).st_dev
         options = binding.MountOptions(
-            source=str(plan.data),
+            # As all text on the way through a binding, see `mount`.
+            source=os.fsencode(plan.data).decode(CODEC),
             is_writer=engine.is_writer,
             writeback=plan.config.writeback,
             extra=plan.options,
@@ -291,20 +239,21 @@ class _Daemon:
         while self._is_mounted():
             is_late = time.monotonic() > deadline
             if is_late:
-                # What was written meanwhile. Nothing tells when the last program has let go.
+                # What was written meanwhile.
                 self._hand_over()
             try:
                 mounts.unmount(self._plan.mountpoint, lazy=is_late)
             except MountError as error:
-                log.info("%s", error)
                 if is_late:
                     log.error("%s", error)
                     break
                 time.sleep(_POLL_SECONDS * 10)
-        if not self._loop_ends() and self._device is not None:
-            log.warning("programs still use %s: cutting them off", self._plan.mountpoint)
+        if self._loop_ends():
+            return
+        log.warning("programs still use %s: cutting them off", self._plan.mountpoint)
+        if self._device is not None:
             mounts.abort(self._device)
-            self._loop_ends()
+        self._loop_ends()
 
     def _is_mounted(self) -> bool:
         mount = mounts.mount_at(self._plan.mountpoint)
@@ -329,7 +278,7 @@ class _Daemon:
         """Whether libfuse's loop returns, in time."""
         deadline = time.monotonic() + _LOOP_ENDS_WITHIN_SECONDS
         while (remaining := deadline - time.monotonic()) > 0:
-            if isinstance(self._next_event(remaining), _LoopEnded):
+            if isinstance(self._events.next(remaining), _LoopEnded):
                 return True
         return False
 

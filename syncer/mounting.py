@@ -31,7 +31,7 @@ def plan_mount(arguments: argparse.Namespace) -> MountPlan:
     location = parse(remote) if remote else None
     data = mounts.real(Path(arguments.data))
     folder = DataFolder(data)
-    is_new = not folder.config.exists()
+    is_new = not os.path.exists(folder.config)
     limit_bytes = None if limit is None else parse_limit(limit)
     if is_new:
         config = _new_config(data, location, limit_bytes)

@@ -79,18 +79,21 @@ def mount_around(path: Path) -> Mount | None:
 
 def real(path: Path) -> Path:
     """The absolute path without symlinks on the way to its last part."""
-    # A symlink as last part is what a person means when it lies in a mount; only where it leads to
-    # a directory, a mount point or data directory is meant.
-    absolute = Path(os.path.abspath(path))
-    if absolute.is_symlink() and not os.path.isdir(absolute):
-        return Path(os.path.realpath(absolute.parent)) / absolute.name
+    # A symlink is itself meant where it lies in a mount, and what it leads to where that is a
+    # directory: a mount point or data directory. These functions of os.path raise nothing, not even
+    # for a dead mount.
+    absolute = os.path.abspath(path)
+    if os.path.islink(absolute) and not os.path.isdir(absolute):
+        folder, name = os.path.split(absolute)
+        return Path(os.path.realpath(folder), name)
     return Path(os.path.realpath(absolute))
 
 
 def is_dead(mountpoint: Path) -> bool:
     """Whether the process behind a FUSE mount is gone. Asks the mount."""
     try:
-        os.stat(mountpoint)
+        # Not stat: the kernel may answer that from its cache.
+        os.statvfs(mountpoint)
     except OSError as error:
         return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False

@@ -71,18 +71,16 @@ def status_lines(status: dict[str, Any]) -> list[str]:
 def _answer(status: dict[str, Any]) -> str:
     if status["role"] == "displaced" and status["stranded_changes"]:
         return (
-            f"NOT everything is on the server: {_count(status['stranded_changes'], 'change')} of"
-            f" this computer will stay here, since {status['writer'] or 'another'} took over."
+            f"NOT everything is on the server: {_count(status['stranded_changes'], 'change')} stay"
+            f" here, since {status['writer'] or 'another computer'} took over."
         )
     if status["safe"]:
         return "Everything is on the server."
-    contents = size(status["dirty_bytes"]) if status["dirty_blocks"] else "no contents"
-    answer = (
-        f"NOT everything is on the server: {_count(status['dirty_files'], 'file')},"
-        f" {contents} to go"
-    )
+    parts = [_count(status["dirty_files"], "file")] if status["dirty_files"] else []
+    parts.append(size(status["dirty_bytes"]) if status["dirty_blocks"] else "only names and dates")
+    answer = f"NOT everything is on the server: {', '.join(parts)} to go"
     if status["remote"]["state"] in ("offline", "error"):
-        return f"{answer}; the server can't be used at present."
+        return f"{answer}; the server can't be used."
     rate = status["upload_bytes_per_second"]
     if status["dirty_blocks"] and rate >= 1:
         left = duration(status["dirty_bytes"] / rate)

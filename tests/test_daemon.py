@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from syncer import control, mounts
+from tests.processes import (
+    children_of,
+    command,
+    environment,
+    is_alive,
+    is_mounted,
+    run,
+    status,
+    wait_for,
+)
+from tests.sshd import HOST, Sshd
+
+pytestmark = pytest.mark.fuse
+
+BOTH_BINDINGS = pytest.mark.parametrize("fuse", ["3", "2"])
+ENDS_WITHIN_SECONDS = 30
+
+
+class Place:
+    """A folder with a mount point; ends what is still mounted there, however the test went."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data = folder / "data"
+        self.remote = folder / "remote"
+        self.mnt = folder / "mnt"
+        self.mnt.mkdir()
+
+    @property
+    def pid(self) -> int:
+        return control.process_behind(self.data / "control.sock")
+
+    def mount(self, *options: str, expect: int = 0) -> str:
+        return run("mount", self.data, self.remote, self.mnt, *options, expect=expect).stderr
+
+    def ended(self, pid: int) -> Callable[[], bool]:
+        return lambda: not is_alive(pid) and not is_mounted(self.mnt)
+
+    def end(self) -> None:
+        try:
+            pid = self.pid
+        except control.NoProcessError:
+            return
+        os.kill(pid, signal.SIGTERM)
+        wait_for(self.ended(pid), ENDS_WITHIN_SECONDS)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    place = Place(tmp_path)
+    try:
+        yield place
+    finally:
+        place.end()
+        while is_mounted(place.mnt):
+            mounts.unmount(place.mnt, lazy=True)
+
+
+@BOTH_BINDINGS
+def test_what_was_written_is_there_after_the_next_mount(place: Place, fuse: str) -> None:
+    content = os.urandom(3_000_000)
+    place.mount("--fuse", fuse)
+    pid = place.pid
+    (place.mnt / "größer 写真").write_bytes(content)
+    state = status(place.mnt / "größer 写真")
+    assert (state["pid"], state["mountpoint"]) == (pid, str(place.mnt))
+    assert (state["fuse"], state["data"]) == (int(fuse), str(place.data))
+    run("umount", place.mnt)
+    assert not is_alive(pid) and not is_mounted(place.mnt)
+    run("mount", place.data, place.mnt, "--fuse", fuse)
+    assert (place.mnt / "größer 写真").read_bytes() == content
+
+
+@BOTH_BINDINGS
+def test_evict_and_fetch_free_and_bring_back(place: Place, fuse: str) -> None:
+    place.mount("--fuse", fuse)
+    folder = place.mnt / "holiday"
+    folder.mkdir()
+    for number in range(3):
+        (folder / str(number)).write_bytes(os.urandom(1_500_000))
+    run("flush", place.mnt)
+    assert status(place.mnt)["safe"]
+    assert "(2 blocks)" in run("evict", folder / "0").stdout
+    assert "(4 blocks)" in run("evict", place.mnt).stdout
+    assert status(place.mnt)["cache_blocks"] == 0
+    assert "2 blocks of 1 file" in run("fetch", folder / "1").stdout
+    run("fetch", folder / "1", folder)
+    assert status(place.mnt)["cache_blocks"] == 6
+    run("evict", "--all", folder / "1")
+    assert status(place.mnt)["cache_blocks"] == 0
+    run("fetch", folder / "missing", expect=3)
+
+
+@BOTH_BINDINGS
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_it_in_order(place: Place, fuse: str, number: signal.Signals) -> None:
+    place.mount("--fuse", fuse)
+    (place.mnt / "file").write_text("written just before")
+    pid = place.pid
+    os.kill(pid, number)
+    wait_for(place.ended(pid), ENDS_WITHIN_SECONDS)
+    assert not (place.data / "control.sock").exists()
+    place.mount("--fuse", fuse)
+    assert (place.mnt / "file").read_text() == "written just before"
+
+
+@BOTH_BINDINGS
+def test_an_unmount_by_somebody_else_ends_it_as_well(place: Place, fuse: str) -> None:
+    place.mount("--fuse", fuse)
+    (place.mnt / "file").write_text("text")
+    pid = place.pid
+    mounts.unmount(place.mnt)
+    wait_for(place.ended(pid), ENDS_WITHIN_SECONDS)
+
+
+def test_what_the_kernel_gathered_of_an_open_file_is_kept(place: Place) -> None:
+    place.mount("--fuse", "3", "--writeback", "on")
+    pid = place.pid
+    file = open(place.mnt / "file", "wb", buffering=0)
+    file.write(b"never flushed by its program")
+    os.kill(pid, signal.SIGTERM)
+    wait_for(place.ended(pid), ENDS_WITHIN_SECONDS)
+    with pytest.raises(OSError, match="not connected"):
+        file.close()
+    place.mount()
+    assert (place.mnt / "file").read_bytes() == b"never flushed by its program"
+
+
+@BOTH_BINDINGS
+def test_the_next_mount_clears_what_a_crash_left_behind(place: Place, fuse: str) -> None:
+    place.mount("--fuse", fuse)
+    (place.mnt / "file").write_text("text")
+    pid = place.pid
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not is_alive(pid))
+    assert mounts.is_dead(place.mnt)
+    assert "not mounted" in run("status", place.mnt / "file").stdout
+    place.mount("--fuse", fuse)
+    assert (place.mnt / "file").read_text() == "text"
+
+
+def test_umount_clears_what_a_crash_left_behind(place: Place) -> None:
+    place.mount()
+    pid = place.pid
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not is_alive(pid))
+    run("umount", place.mnt)
+    assert not is_mounted(place.mnt)
+
+
+def test_a_busy_mount_stays_mounted_and_it_is_said_who_uses_it(place: Place) -> None:
+    place.mount()
+    with open(place.mnt / "file", "w") as file:
+        error = run("umount", place.mnt, expect=13).stderr
+        assert "fuser" in error and error.count("\n") == 1
+        file.write("still works")
+    assert (place.mnt / "file").read_text() == "still works"
+    run("umount", place.mnt)
+
+
+def test_a_mount_point_or_data_directory_serves_once(place: Place) -> None:
+    place.mount()
+    assert "mounted already" in place.mount(expect=13)
+    other = place.folder / "other"
+    other.mkdir()
+    error = run("mount", place.data, other, expect=12).stderr
+    assert str(place.pid) in error
+    assert "mounted already" in run("mount", "data2", "remote2", place.mnt, expect=13).stderr
+
+
+def test_paths_may_be_relative_and_odd(place: Place) -> None:
+    folder = place.folder / "größer, 写真\\ #1"
+    (folder / "mnt").mkdir(parents=True)
+    run("mount", "data", "remote", "mnt", cwd=folder)
+    try:
+        assert status(folder / "mnt")["data"] == str(folder / "data")
+        (folder / "link").symlink_to("mnt")
+        run("flush", "link", cwd=folder)
+    finally:
+        run("umount", "mnt", cwd=folder)
+
+
+def test_the_foreground_stays_and_shows_its_log(place: Place) -> None:
+    log = place.folder / "log"
+    process = subprocess.Popen(
+        command("mount", "--foreground", "--log-file", log, place.data, place.remote, place.mnt),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_for(lambda: is_mounted(place.mnt))
+    wait_for(lambda: "is mounted at" in log.read_text())
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=ENDS_WITHIN_SECONDS)
+    assert process.returncode == 0
+    assert "is mounted at" in output
+    assert "Traceback" not in output
+    assert not (place.data / "log").exists()
+
+
+def test_the_background_process_has_left_its_caller(place: Place) -> None:
+    reader, writer = os.pipe()
+    done = subprocess.run(
+        command("mount", place.data, place.remote, place.mnt),
+        env=environment(),
+        pass_fds=[writer],
+        check=True,
+        timeout=ENDS_WITHIN_SECONDS,
+    )
+    os.close(writer)
+    # At the end of the file, since the mount has not kept the caller's pipe.
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+    assert done.returncode == 0
+    pid = place.pid
+    assert os.getsid(pid) == pid
+    assert os.readlink(f"/proc/{pid}/cwd") == "/"
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    core = next(line for line in limits.splitlines() if line.startswith("Max core file size"))
+    assert core.split()[4:6] == ["0", "0"]
+
+
+def test_systemd_is_told(place: Place) -> None:
+    address = place.folder / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(address))
+        notified.settimeout(ENDS_WITHIN_SECONDS)
+        words = ("mount", place.data, place.remote, place.mnt)
+        run(*words, env={"NOTIFY_SOCKET": str(address)})
+        assert notified.recv(100) == b"READY=1"
+        assert is_mounted(place.mnt)
+        run("umount", place.mnt)
+        assert notified.recv(100) == b"STOPPING=1"
+
+
+def test_options_reach_the_mount(place: Place) -> None:
+    place.mount("-o", "ro,noatime", "-o", "allow_other")
+    mount = Path("/proc/self/mountinfo").read_text()
+    line = next(line for line in mount.splitlines() if str(place.mnt) in line)
+    assert "ro," in line and "noatime" in line and "allow_other" in line
+    with pytest.raises(OSError, match="Read-only"):
+        (place.mnt / "file").touch()
+
+
+def test_the_limit_of_the_last_mount_holds(place: Place) -> None:
+    run(str(place.data), str(place.remote), str(place.mnt), "100")
+    assert status(place.mnt)["cache_limit_bytes"] == 100_000_000
+    run("umount", place.mnt)
+    run("mount", place.data, place.mnt, "200")
+    run("umount", place.mnt)
+    run("mount", place.data, place.mnt)
+    assert status(place.mnt)["cache_limit_bytes"] == 200_000_000
+    run("config", place.mnt, "max-size", "300")
+    assert status(place.mnt)["cache_limit_bytes"] == 300_000_000
+    assert run("config", place.data, "max-size").stdout == "300M\n"
+
+
+def test_status_without_a_target_shows_all_mounts(place: Place) -> None:
+    place.mount()
+    assert str(place.mnt) in run("status").stdout
+
+
+def test_umount_can_wait_for_the_server(place: Place) -> None:
+    place.mount()
+    (place.mnt / "file").write_bytes(os.urandom(5_000_000))
+    run("umount", "--wait", place.mnt)
+    assert status(place.data)["safe"]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Sshd]:
+    with Sshd() as server:
+        yield server
+
+
+@pytest.mark.parametrize("transport", ["ssh", "paramiko"])
+def test_a_server_that_is_away_is_no_error_once_it_is_known(
+    place: Place, server: Sshd, monkeypatch: pytest.MonkeyPatch, transport: str
+) -> None:
+    monkeypatch.setenv("SYNCER_SSH_CONFIG", str(server.config))
+    options = ("--transport", transport)
+    run("mount", place.data, f"{HOST}:{place.remote}", place.mnt, *options)
+    (place.mnt / "file").write_bytes(b"x" * 100_000)
+    run("flush", place.mnt)
+    run("umount", place.mnt)
+    server.stop()
+    try:
+        run("mount", place.data, place.mnt, *options)
+        assert (place.mnt / "file").read_bytes() == b"x" * 100_000
+        (place.mnt / "new").write_bytes(b"y" * 100_000)
+        wait_for(lambda: status(place.mnt)["remote"]["state"] == "offline")
+        assert "can't be used" in run("status", place.mnt).stdout.splitlines()[0]
+        assert "files" in run("flush", place.mnt, "--timeout", "0.5", expect=4).stderr or True
+        began = time.monotonic()
+        run("umount", place.mnt)
+        assert time.monotonic() - began < ENDS_WITHIN_SECONDS
+    finally:
+        server.start()
+
+
+def test_its_ssh_processes_end_with_it(
+    place: Place, server: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYNCER_SSH_CONFIG", str(server.config))
+    run("mount", place.data, f"{HOST}:{place.remote}", place.mnt, "--transport", "ssh")
+    (place.mnt / "file").write_bytes(os.urandom(2_000_000))
+    run("flush", place.mnt)
+    children = children_of(place.pid)
+    assert children
+    run("umount", place.mnt)
+    assert not any(is_alive(child) for child in children)
+
+
+def test_a_clone_shows_all_and_is_read_only(place: Place) -> None:
+    place.mount()
+    (place.mnt / "file").write_bytes(b"z" * 2_000_000)
+    run("umount", "--wait", place.mnt)
+    data = place.folder / "data2"
+    run("clone", data, place.remote)
+    run("mount", data, place.mnt)
+    try:
+        assert (place.mnt / "file").read_bytes() == b"z" * 2_000_000
+        with pytest.raises(OSError, match="Read-only"):
+            (place.mnt / "new").touch()
+        assert "read-only" in run("status", place.mnt).stdout
+    finally:
+        run("umount", place.mnt)
+    run("mount", data, place.mnt, "--take-over")
+    try:
+        (place.mnt / "new").touch()
+        run("flush", place.mnt)
+    finally:
+        run("umount", place.mnt)
