@@ -83,7 +83,6 @@ class Committer:
         """
         with self._round_lock:
             self._vfs.files.flush_all(seal=seal)
-            self._vfs.settle_all()
             newest = self._epochs.close()
             self._blocks.sync_all()
             if newest != self._db.get_meta("durable"):

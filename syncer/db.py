@@ -159,8 +159,8 @@ CREATE TABLE outbox(           -- what changed in epochs that are not yet publis
 ) WITHOUT ROWID;
 
 CREATE TABLE chunk(            -- checkpoint chunks: nodes of one range of 4096 numbers each
-  range INTEGER PRIMARY KEY,   -- node id >> 12
-  object BLOB                  -- id of the chunk object on the remote; NULL: changed since
+  range INTEGER PRIMARY KEY,   -- node id >> 12; negative ones are of epochs: -1 - seq // 65536
+  object BLOB                  -- ids (16 bytes each) of its objects on the remote; NULL: changed
 );
 """
 

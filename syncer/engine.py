@@ -131,7 +131,7 @@ class Engine:
         was_unclean = bool(self._db.get_meta("boot", ""))
         self._db.set_meta("boot", _BOOT_ID.read_text().strip())
         if was_unclean:
-            self.vfs.clear_orphans()
+            self.vfs.hidden.recover()
         self.vfs.files.adopt()
         self._transfer.start()
         self._committer.start()

@@ -3,13 +3,6 @@
 Paths are bytes from the mount's root, handles are small integers. A call that fails raises
 OSError with the errno that Linux gives for it, or a SyncerError from below, which `mount`
 translates. Permissions are the kernel's business (mount option default_permissions).
-
-Files that are removed while they are open. libfuse's high-level interface renames such a file to
-".fuse_hidden..." and removes that name with the last handle. Here the hidden name exists in
-memory only: in the tree the file has lost its name and is an orphan. When the hiding is the first
-half of a rename over an open file, a crash before the second half must bring the target back; but
-that is not known until the same thread's next call. So the removal is noted as provisional in the
-orphan's row, and made final by that thread's next call or by the next round of the committer.
 """
 
 from __future__ import annotations
@@ -18,19 +11,18 @@ import enum
 import errno
 import os
 import stat
-import threading
 from dataclasses import dataclass
 
 from syncer.blocks import Blocks
 from syncer.directories import Directories
 from syncer.files import Files
+from syncer.hidden import PREFIX, HiddenFiles
 from syncer.tree import ROOT, Node, Tree
 
 NAME_MAX_BYTES = 255
 PATH_MAX_BYTES = 4096
 MAX_XATTR_BYTES = 65536
 LINK_MAX = 65000
-_HIDDEN = b".fuse_hidden"
 #: rename flags of Linux
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -65,7 +57,7 @@ Target = bytes | int
 class Vfs:
     """The file system. All methods may be called from many threads.
 
-    Locks: `files.lock` guards the hidden names as well, and is taken before the database's lock.
+    `files.lock` is taken before the database's lock, and neither is held while a call waits.
     """
 
     def __init__(self, tree: Tree, blocks: Blocks, files: Files) -> None:
@@ -73,11 +65,9 @@ class Vfs:
         self._blocks = blocks
         self.files = files
         self.directories = Directories(tree, files)
+        self.hidden = HiddenFiles(tree, blocks, files)
         #: A reason why nothing can be changed; None: everything can.
         self.read_only: str | None = None
-        self._hidden: dict[tuple[int, bytes], int] = {}
-        #: thread -> node whose removal it may yet turn into a rename
-        self._provisional: dict[int, int] = {}
 
     # Paths
 
@@ -96,10 +86,9 @@ class Vfs:
 
     def _missing(self, parent: int, name: bytes, *, is_last: bool) -> int:
         """Why there is no such entry; or the file behind a hidden name."""
-        if is_last and name.startswith(_HIDDEN):
-            hidden = self._hidden.get((parent, name))
-            if hidden is not None:
-                return hidden
+        hidden = self.hidden.find(parent, name) if is_last else None
+        if hidden is not None:
+            return hidden
         if not self._node(parent).is_dir:
             raise _error(errno.ENOTDIR)
         if len(name) > NAME_MAX_BYTES:
@@ -132,8 +121,7 @@ class Vfs:
         return parent, name
 
     def _begin_change(self) -> None:
-        if self._provisional:
-            self._settle(threading.get_ident())
+        self.hidden.settle()
         if self.read_only is not None:
             raise _error(errno.EROFS)
 
@@ -252,9 +240,7 @@ class Vfs:
     def unlink(self, path: bytes) -> None:
         self._begin_change()
         parent, name = self._parent(path)
-        hidden = self._hidden.pop((parent.id, name), None)
-        if hidden is not None:
-            self._end_orphan(hidden)
+        if self.hidden.reveal(parent.id, name):
             return
         with self.files.lock, self._tree.transaction():
             node = self._existing(parent, name)
@@ -290,14 +276,14 @@ class Vfs:
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == 3:
             raise _error(errno.EINVAL)
         new_name = new.rpartition(b"/")[2]
-        if new_name.startswith(_HIDDEN) and not flags:
+        if new_name.startswith(PREFIX) and not flags:
             self._hide(old, new)
             return
         if self.read_only is not None:
             raise _error(errno.EROFS)
         with self.files.lock, self._tree.transaction():
             # In the same transaction as the rename whose first half it is.
-            self._settle(threading.get_ident())
+            self.hidden.settle()
             old_parent, old_name = self._parent(old)
             new_parent, new_name = self._parent(new)
             node = self._existing(old_parent, old_name)
@@ -305,12 +291,8 @@ class Vfs:
                 raise _error(errno.EINVAL)
             number = self._tree.lookup(new_parent.id, new_name)
             if flags & RENAME_EXCHANGE:
-                if number is None:
-                    raise _error(errno.ENOENT)
-                if self._node(number).is_dir and self._is_within(old_parent.id, number):
-                    raise _error(errno.EINVAL)
-                if number != node.id:
-                    self._tree.exchange(old_parent.id, old_name, new_parent.id, new_name)
+                self._check_exchange(old_parent, node, number)
+                self._tree.exchange(old_parent.id, old_name, new_parent.id, new_name)
                 return
             if number is not None:
                 if flags & RENAME_NOREPLACE:
@@ -321,6 +303,24 @@ class Vfs:
             self._tree.rename(old_parent.id, old_name, new_parent.id, new_name)
         if number is not None:
             self.files.forget(number)
+
+    def _check_exchange(self, old_parent: Node, node: Node, number: int | None) -> None:
+        """Whether a name of `node` may be swapped with one of node `number`."""
+        if number is None:
+            raise _error(errno.ENOENT)
+        if self._node(number).is_dir and self._is_within(old_parent.id, number):
+            raise _error(errno.EINVAL)
+
+    def _hide(self, old: bytes, hidden: bytes) -> None:
+        """libfuse removes or replaces an open file; see `hidden`."""
+        self._begin_change()
+        with self.files.lock, self._tree.transaction():
+            parent, name = self._parent(old)
+            node = self._existing(parent, name)
+            if node.is_dir:
+                raise _error(errno.EBUSY)
+            hidden_parent, hidden_name = self._parent(hidden)
+            self.hidden.hide(node, (parent.id, name), (hidden_parent.id, hidden_name))
 
     def _make_way(self, parent: Node, name: bytes, node: Node, target: Node) -> None:
         """Remove what a rename replaces, if it may."""
@@ -346,54 +346,6 @@ class Vfs:
             directory = names[0][0]
         return True
 
-    # Removed while open
-
-    def _hide(self, old: bytes, hidden: bytes) -> None:
-        """libfuse hides an open file that is removed or replaced."""
-        self._begin_change()
-        with self.files.lock, self._tree.transaction():
-            parent, name = self._parent(old)
-            hidden_parent, hidden_name = self._parent(hidden)
-            node = self._existing(parent, name)
-            if node.is_dir:
-                raise _error(errno.EBUSY)
-            self._blocks.unname(self._tree.unlink(parent.id, name, keep=True))
-            self._hidden[hidden_parent.id, hidden_name] = node.id
-            if node.nlink == 1:
-                self._tree.set_provisional(node.id, parent.id, name)
-                self._provisional[threading.get_ident()] = node.id
-
-    def _settle(self, thread: int) -> None:
-        """What this thread hid before its present call was no accident: make it final."""
-        with self.files.lock:
-            number = self._provisional.pop(thread, None)
-            if number is not None:
-                self._tree.set_provisional(number, None, None)
-
-    def settle_all(self) -> None:
-        """Make all provisional removals final: no rename followed them for a while."""
-        for thread in list(self._provisional):
-            self._settle(thread)
-
-    def _end_orphan(self, number: int) -> None:
-        with self.files.lock:
-            if self.files.is_open(number):
-                return
-            with self._tree.transaction():
-                self._blocks.unname(self._tree.remove_orphan(number))
-
-    def clear_orphans(self) -> None:
-        """After an unclean end: finish or undo the removals of files that were open."""
-        for number, parent, name in self._tree.orphans():
-            with self._tree.transaction():
-                if parent is not None and name is not None and self._is_free(parent, name):
-                    self._tree.adopt_orphan(number, parent, name)
-                else:
-                    self._blocks.unname(self._tree.remove_orphan(number))
-
-    def _is_free(self, parent: int, name: bytes) -> bool:
-        return self._tree.node(parent) is not None and self._tree.lookup(parent, name) is None
-
     # Directories
 
     def opendir(self, path: bytes) -> int:
@@ -417,8 +369,7 @@ class Vfs:
 
     def open(self, path: bytes, flags: int) -> int:
         """Open a file; returns a handle for `files`."""
-        if self._provisional:
-            self._settle(threading.get_ident())
+        self.hidden.settle()
         writes = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
         if writes and self.read_only is not None:
             raise _error(errno.EROFS)
@@ -457,8 +408,8 @@ class Vfs:
     def release(self, handle: int) -> None:
         """The last descriptor of a handle is closed."""
         number = self.files.release(handle)
-        if number is not None and number not in self._hidden.values():
-            self._end_orphan(number)
+        if number is not None:
+            self.hidden.closed(number)
 
     # Extended attributes
 
