@@ -83,6 +83,8 @@ class Committer:
         """
         with self._round_lock:
             self._vfs.files.flush_all(seal=seal)
+            # What was saved now shows since it was written; nobody has to be told again.
+            self._vfs.take_stale_paths()
             newest = self._epochs.close()
             self._blocks.sync_all()
             if newest != self._db.get_meta("durable"):

@@ -15,7 +15,7 @@ were placed and removed within one epoch. The caller gives them to `Blocks.unnam
 from __future__ import annotations
 
 import stat
-from collections import deque
+import threading
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -70,6 +70,16 @@ class Node(NamedTuple):
         return self._replace(**values)
 
 
+class _Stale(threading.local):
+    """Files with several names that the current thread has changed, and not told of yet.
+
+    By thread, so that the call that made a change is the one that waits until it shows.
+    """
+
+    def __init__(self) -> None:
+        self.numbers: set[int] = set()
+
+
 def node_base(machine: int) -> int:
     """The number before the first node of a machine: its tag, never 0, above the counter."""
     return (machine % ((1 << _TAG_BITS) - 1) + 1) << _COUNTER_BITS
@@ -88,8 +98,7 @@ class Tree:
         self._node_numbers = iter(range(0))
         #: Counts the changes of names; a directory listing that spans calls compares it.
         self.name_changes = 0
-        #: Files with several names that have changed: the kernel keeps attributes per name.
-        self._stale: deque[int] = deque()
+        self._stale = _Stale()
         db.on_rollback(self.forget)
 
     def transaction(self) -> AbstractContextManager[None]:
@@ -274,14 +283,13 @@ class Tree:
     def note_change(self, node: Node) -> None:
         """What the kernel knows of a file under its other names is out of date."""
         if node.nlink > 1 and not node.is_dir:
-            self._stale.append(node.id)
+            self._stale.numbers.add(node.id)
 
     def take_stale_paths(self) -> list[bytes]:
-        """All paths of the files that have changed since the last call, if they have several."""
+        """All paths of files with several that this thread has changed since its last call."""
         paths: list[bytes] = []
-        while self._stale:
-            number = self._stale.popleft()
-            for parent, name in self.names_of(number):
+        while self._stale.numbers:
+            for parent, name in self.names_of(self._stale.numbers.pop()):
                 above = b"" if parent == ROOT else self.path_of(parent)
                 paths.append(above + b"/" + name)
         return paths
