@@ -110,7 +110,10 @@ def make_parser() -> Parser:
             allow_abbrev=False,
         )
         command.add_argument(
-            "-v", "--verbose", action="store_true", help="tell more: in the log, and of errors"
+            "-v",
+            "--verbose",
+            action="store_true",
+            help="tell more in the log, and show where an error came from",
         )
         return command
 
@@ -176,7 +179,7 @@ def _add_mounting(add: _Add) -> None:
         "syncer umount mnt --wait",
         "Returns when everything is safe on the local disk and the mount's process is gone.",
     )
-    umount.add_argument("mountpoint", metavar="MOUNTPOINT")
+    umount.add_argument("mountpoint", metavar="MOUNTPOINT", help="where it is mounted")
     umount.add_argument(
         "--wait", action="store_true", help="first wait until everything is on the server"
     )
@@ -248,7 +251,12 @@ def _add_moving(add: _Add) -> None:
         "syncer evict mnt/2019 mnt/2020",
         "Of files and all in folders; reading fetches them again.",
     )
-    evict.add_argument("paths", nargs="+", metavar="TARGET|PATH")
+    evict.add_argument(
+        "paths",
+        nargs="+",
+        metavar="TARGET|PATH",
+        help="files and folders in a mount; of a mount point or data directory, everything",
+    )
     evict.add_argument(
         "--all", action="store_true", help="of the whole mount in which the path lies"
     )
@@ -259,7 +267,7 @@ def _add_moving(add: _Add) -> None:
         "syncer fetch mnt/2024/island",
         "They stay until other data needs the room.",
     )
-    fetch.add_argument("paths", nargs="+", metavar="PATH")
+    fetch.add_argument("paths", nargs="+", metavar="PATH", help="files and folders in a mount")
 
 
 def _add_settings(add: _Add) -> None:
@@ -279,9 +287,14 @@ def _add_settings(add: _Add) -> None:
         "syncer autostart add data mnt",
         "As an entry of the desktop's autostart, or as a systemd user unit.",
     )
-    autostart.add_argument("action", choices=("add", "remove", "list"), metavar="add|remove|list")
-    autostart.add_argument("data", nargs="?", metavar="DATA")
-    autostart.add_argument("mountpoint", nargs="?", metavar="MOUNTPOINT")
+    autostart.add_argument(
+        "action",
+        choices=("add", "remove", "list"),
+        metavar="add|remove|list",
+        help="what to do; adding replaces what mounts at the same place",
+    )
+    autostart.add_argument("data", nargs="?", metavar="DATA", help="a data directory")
+    autostart.add_argument("mountpoint", nargs="?", metavar="MOUNTPOINT", help="an empty folder")
     autostart.add_argument("--systemd", action="store_true", help="add: as a systemd user unit")
 
 

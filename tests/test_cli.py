@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,6 +146,14 @@ def test_help_shows_each_command_with_an_example() -> None:
         text = run(name, "--help").stdout
         assert re.search(rf"example: syncer {name} ", text)
         assert parser.usage and parser.usage.startswith(f"syncer {name} ")
+
+
+def test_the_page_about_commands_is_up_to_date() -> None:
+    root = Path(__file__).parent.parent
+    script = root / "scripts" / "command_page.py"
+    page = root / "docs" / "commands.md"
+    check = [sys.executable, str(script), "--check", str(page)]
+    subprocess.run(check, env=environment(), check=True)
 
 
 def test_a_message_never_spans_lines_or_moves_the_cursor(
