@@ -235,12 +235,12 @@ class Blocks(Ledger):
         try:
             return self._keep(block_id, self.fetcher.download(block_id, urgent=urgent))
         except MissingError as error:
-            # It may have been put meanwhile.
-            content = self.local(block_id)
-            if content is not None:
-                return content
-            if not self.cache.has(block_id):
+            # It may have been put meanwhile; or a dirty block's damaged file is still there.
+            content = self._read_file(block_id)
+            if content is None:
                 raise
+            if self._matches(block_id, content):
+                return content
             raise CorruptError(f"the only copy of block {block_id.hex()} is damaged") from error
 
     def _find_unkept(self, block_id: bytes) -> Buffer | None:

@@ -87,7 +87,8 @@ def test_what_a_crash_left_half_written_is_removed_at_the_start(cache: Cache) ->
 
 
 def test_a_full_disk_leaves_nothing_behind(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    real_write, written = os.write, []
+    real_write = os.write
+    written: list[int] = []
 
     def write(descriptor: int, data: memoryview) -> int:
         if written:
