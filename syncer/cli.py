@@ -14,9 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from syncer import __version__
+from syncer.background import INTERRUPTED
 from syncer.errors import SyncerError, UsageError
-
-_INTERRUPTED = 130  # what shells have for a process that SIGINT ended
 
 _TARGET = "data directory, mount point, or any path in a mount"
 
@@ -44,7 +43,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"syncer: {_one_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has seen enough. The interpreter's own flush must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

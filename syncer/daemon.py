@@ -88,12 +88,18 @@ class _Signalled:
 
     number: int
 
+    def __str__(self) -> str:
+        return signal.Signals(self.number).name
+
 
 @dataclass(frozen=True)
 class _LoopEnded:
     """It is unmounted, or could not be mounted."""
 
     error: Exception | None
+
+    def __str__(self) -> str:
+        return str(self.error or "it was unmounted")
 
 
 _Event = _Serves | _Signalled | _LoopEnded
@@ -183,6 +189,11 @@ class Daemon:
             self._events.take_signals()
             self._start_loop(engine)
             event = self._events.next(_SERVES_WITHIN_SECONDS)
+            if isinstance(event, _Signalled):
+                # libfuse can't be stopped in the middle of mounting, which takes but moments.
+                self._events.next(_LOOP_ENDS_WITHIN_SECONDS)
+                self._unmount()
+                raise KeyboardInterrupt
             if isinstance(event, _Serves):
                 log.info("%s is mounted at %s", self._plan.data, self._plan.mountpoint)
                 desktop.notify_ready()
@@ -266,13 +277,13 @@ class Daemon:
             try:
                 mounts.sync_filesystem(self._plan.mountpoint)
             except OSError as error:
-                log.error("%s: not all that was written could be taken in: %s", *error.args[::-1])
+                log.error("not all that was written could be taken in: %s", error)
 
         thread = threading.Thread(target=sync, name="syncer-sync", daemon=True)
         thread.start()
         thread.join(_SYNCS_WITHIN_SECONDS)
         if thread.is_alive():
-            log.error("%s: what was written could not be taken in in time", self._plan.mountpoint)
+            log.error("not all that was written could be taken in within the time limit")
 
     def _loop_ends(self) -> bool:
         """Whether libfuse's loop returns, in time."""
@@ -315,7 +326,6 @@ def _limit_resources() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    os.umask(0o077)
 
 
 def _log_to(path: Path, verbose: bool) -> None:
