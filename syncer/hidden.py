@@ -38,6 +38,13 @@ class HiddenFiles:
         """The node behind a hidden name, or None."""
         return self._nodes.get((parent, name))
 
+    def is_counted(self, target: bytes | int, number: int) -> bool:
+        """Whether libfuse takes the name by which it asks for a node for one more link, that it
+        then does not tell of: it made the hidden name itself."""
+        if number not in self._nodes.values():
+            return False
+        return isinstance(target, int) or target.rpartition(b"/")[2].startswith(PREFIX)
+
     def hide(self, node: Node, place: tuple[int, bytes], hidden: tuple[int, bytes]) -> None:
         """Take the name `place` (directory, name) from an open file; `hidden` leads to it now."""
         with self._files.lock, self._tree.transaction():

@@ -23,6 +23,7 @@ NAME_MAX_BYTES = 255
 PATH_MAX_BYTES = 4096
 MAX_XATTR_BYTES = 65536
 LINK_MAX = 65000
+_MAX_TIME_NS = (1 << 63) - 1
 #: rename flags of Linux
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -135,7 +136,10 @@ class Vfs:
 
     def getattr(self, target: Target) -> Node:
         """The attributes, with what is only buffered so far."""
-        return self.files.overlaid(self._find(target))
+        node = self.files.overlaid(self._find(target))
+        if node.nlink and self.hidden.is_counted(target, node.id):
+            node = node.changed(nlink=node.nlink + 1)
+        return node
 
     def chmod(self, target: Target, mode: int) -> None:
         self._begin_change()
@@ -158,8 +162,9 @@ class Vfs:
             )
 
     def utimens(self, target: Target, atime_ns: int | None, mtime_ns: int | None) -> None:
-        """Set times in ns since 1970; None leaves one as it is."""
+        """Set times in ns since 1970; None leaves one as it is. The year 2262 is the last."""
         self._begin_change()
+        atime_ns, mtime_ns = _storable(atime_ns), _storable(mtime_ns)
         # Only the kernel's write-back names a handle here: it is part of the writes.
         if isinstance(target, int) and atime_ns is None and mtime_ns is not None:
             if self.files.note_write_time(target, mtime_ns):
@@ -464,6 +469,11 @@ def _checked(name: bytes) -> bytes:
     if not name.startswith(_NAMESPACES):
         raise _error(errno.EOPNOTSUPP)
     return name
+
+
+def _storable(time_ns: int | None) -> int | None:
+    """The nearest time that fits a column of the database."""
+    return None if time_ns is None else max(-_MAX_TIME_NS, min(time_ns, _MAX_TIME_NS))
 
 
 def _error(number: int) -> OSError:
