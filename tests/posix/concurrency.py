@@ -1,0 +1,136 @@
+"""Many processes at once, and locks."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.posix.case import Call, case, opened
+
+_PROCESSES = 4
+_TIMES = 40
+
+
+def _in_processes(work: Callable[[int], None]) -> None:
+    """Run `work` in processes at once; each must end well."""
+    pids = []
+    for number in range(_PROCESSES):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                work(number)
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        pids.append(pid)
+    statuses = [os.waitpid(pid, 0)[1] for pid in pids]
+    assert statuses == [0] * _PROCESSES
+
+
+def _appending(place: Path) -> bool:
+    def work(number: int) -> None:
+        with opened(place / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT) as descriptor:
+            for line in range(_TIMES):
+                os.write(descriptor, b"%d %d\n" % (number, line))
+
+    _in_processes(work)
+    lines = (place / "log").read_bytes().splitlines()
+    want = [b"%d %d" % (n, line) for n in range(_PROCESSES) for line in range(_TIMES)]
+    return Counter(lines) == Counter(want)
+
+
+def _creating(place: Path) -> int:
+    """Of all who make one name exclusively, one succeeds."""
+
+    def work(number: int) -> None:
+        for name in range(_TIMES):
+            try:
+                os.close(os.open(place / f"dir/{name}", os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                continue
+            (place / f"full/{number}-{name}").touch()
+
+    _in_processes(work)
+    return len(os.listdir(place / "full")) - 1
+
+
+def _counting(place: Path) -> int:
+    """A counter under a lock loses no step."""
+    (place / "counter").write_bytes(b"0")
+
+    def work(number: int) -> None:
+        with opened(place / "counter", os.O_RDWR) as descriptor:
+            for _ in range(_TIMES):
+                fcntl.lockf(descriptor, fcntl.LOCK_EX)
+                value = int(os.pread(descriptor, 20, 0))
+                os.pwrite(descriptor, b"%d" % (value + 1), 0)
+                fcntl.lockf(descriptor, fcntl.LOCK_UN)
+
+    _in_processes(work)
+    return int((place / "counter").read_bytes())
+
+
+def _replacing(allowed: type[OSError] | tuple[()]) -> Call:
+    """Whoever reads a file while it is replaced by rename has one of its versions, whole.
+
+    Or an error of the kind `allowed`.
+    """
+
+    def run(place: Path) -> tuple[int, int]:
+        def work(number: int) -> None:
+            for _ in range(_TIMES):
+                if number % 2:
+                    with contextlib.suppress(allowed):
+                        assert len((place / "file").read_bytes()) == 7
+                else:
+                    (place / f"new-{number}").write_bytes(b"%07d" % number)
+                    os.rename(place / f"new-{number}", place / "file")
+
+        _in_processes(work)
+        return len((place / "file").read_bytes()), len(list(place.glob("new-*")))
+
+    return run
+
+
+def _moving_directories(place: Path) -> bool:
+    """Directories that are moved into each other never end up in a circle."""
+    for name in "abcd":
+        (place / name).mkdir()
+
+    def work(number: int) -> None:
+        for step in range(_TIMES):
+            one, two = "abcd"[number], "abcd"[(number + step) % 4]
+            # It may be elsewhere just now, or hold the other one.
+            with contextlib.suppress(OSError):
+                os.rename(place / one, place / two / one)
+                os.rename(place / two / one, place / one)
+
+    _in_processes(work)
+    found = [name for _, names, _ in os.walk(place) for name in names if name in "abcd"]
+    return sorted(found) == list("abcd")
+
+
+def _flock(place: Path) -> None:
+    with opened(place / "file") as one, opened(place / "file") as two:
+        fcntl.flock(one, fcntl.LOCK_EX)
+        fcntl.flock(two, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+CASES = [
+    case("many who append lose nothing", _appending, True),
+    case("of many who make a name, one succeeds", _creating, _TIMES),
+    case("many who count under a lock lose nothing", _counting, _PROCESSES * _TIMES),
+    case("many who replace a file show its readers a whole one", _replacing(OSError),
+         (7, 0)),
+    case("many who replace a file never leave its readers without", _replacing(()), (7, 0),
+         at_times=dict.fromkeys(
+             ("2", "3", "3 exact"), "what is replaced between the kernel's finding and opening it"
+             " has no path any more, by which the library could ask")),
+    case("many who move directories into each other make no circle", _moving_directories, True),
+    case("flock: EWOULDBLOCK while another descriptor holds it", _flock, fails=errno.EWOULDBLOCK),
+]  # fmt: skip

@@ -1,0 +1,115 @@
+"""Listing directories, also while they change."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+from tests.posix.case import case
+
+_MANY = 600
+
+
+def _many(place: Path) -> set[str]:
+    names = {f"{number:04d}" for number in range(_MANY)}
+    for name in names:
+        os.close(os.open(place / "dir" / name, os.O_CREAT))
+    return names
+
+
+def _all_once(place: Path) -> bool:
+    names = _many(place)
+    return Counter(os.listdir(place / "dir")) == Counter(names)
+
+
+def _while_removed(place: Path) -> tuple[bool, list[str]]:
+    names = _many(place)
+    seen = []
+    with os.scandir(place / "dir") as entries:
+        for entry in entries:
+            seen.append(entry.name)
+            os.unlink(entry)
+    return sorted(seen) == sorted(names), os.listdir(place / "dir")
+
+
+def _while_made(place: Path) -> bool:
+    """What was there from the start shows once; what comes meanwhile may show once."""
+    names = _many(place)
+    counts: Counter[str] = Counter()
+    with os.scandir(place / "dir") as entries:
+        for number, entry in enumerate(entries):
+            counts[entry.name] += 1
+            if number < _MANY:
+                (place / "dir" / f"{number:04d}-new").touch()
+    return max(counts.values()) == 1 and names <= set(counts)
+
+
+def _while_others_go(place: Path) -> bool:
+    """What stays shows, though names around it are removed."""
+    names = sorted(_many(place))
+    seen: Counter[str] = Counter()
+    with os.scandir(place / "dir") as entries:
+        for number, entry in enumerate(entries):
+            seen[entry.name] += 1
+            if number == 100:
+                for name in names[::2]:
+                    os.unlink(place / "dir" / name)
+    return all(seen[name] == 1 for name in names[1::2]) and max(seen.values()) == 1
+
+
+def _kinds(place: Path) -> tuple[list[str], list[str], list[str]]:
+    with os.scandir(place) as entries:
+        found = list(entries)
+    return (
+        sorted(entry.name for entry in found if entry.is_dir(follow_symlinks=False)),
+        sorted(entry.name for entry in found if entry.is_symlink()),
+        sorted(entry.name for entry in found if entry.is_file(follow_symlinks=False)),
+    )
+
+
+def _numbers(place: Path) -> bool:
+    with os.scandir(place) as entries:
+        return all(entry.inode() == entry.stat(follow_symlinks=False).st_ino for entry in entries)
+
+
+def _again(place: Path) -> tuple[list[str], list[str]]:
+    descriptor = os.open(place / "dir", os.O_RDONLY)
+    try:
+        before = os.listdir(descriptor)
+        (place / "dir/new").touch()
+        return before, os.listdir(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_tree(place: Path) -> bool:
+    _many(place)
+    (place / "dir/deep/deeper").mkdir(parents=True)
+    shutil.rmtree(place / "dir")
+    return (place / "dir").exists()
+
+
+def _size_of_open(place: Path) -> int:
+    """The attributes that come with a listing know of writes that are under way."""
+    with open(place / "file", "ab", buffering=0) as file:
+        file.write(b"!")
+        with os.scandir(place) as entries:
+            return next(entry.stat().st_size for entry in entries if entry.name == "file")
+
+
+CASES = [
+    case("readdir: each name once", _all_once, True),
+    case("readdir: nothing is missed while all is removed", _while_removed, (True, [])),
+    case("readdir: nothing is missed or shown twice while more is made", _while_made, True),
+    case("readdir: nothing is missed or shown twice while others go", _while_others_go, True),
+    case("readdir: the kinds of entries", _kinds,
+         (["dir", "full"], ["dangling", "dirlink", "link", "loop"], ["file"])),
+    case("readdir: the numbers of entries are those of stat", _numbers, True),
+    case("readdir: a second reading of one descriptor shows what has come", _again,
+         ([], ["new"])),
+    case("readdir: a tree can be removed", _remove_tree, False),
+    case("readdir: an empty directory", lambda place: os.listdir(place / "dir"), []),
+    case("readdir: the size of a file that is being written", _size_of_open, 8),
+]  # fmt: skip

@@ -1,0 +1,129 @@
+"""open(2): its flags, what it creates, and its errors."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests.posix.case import CONTENT, case, opened, permissions, umask
+
+
+def _open(name: str, flags: int) -> object:
+    def call(place: Path) -> None:
+        # Not Path: that would drop a slash at the end.
+        os.close(os.open(f"{place}/{name}", flags, 0o644))
+
+    return call
+
+
+def _exists(name: str, call: object) -> object:
+    def check(place: Path) -> bool:
+        call(place)
+        return (place / name).is_file()
+
+    return check
+
+
+def _append(place: Path) -> bytes:
+    with opened(place / "file", os.O_RDWR | os.O_APPEND) as one:
+        with opened(place / "file", os.O_WRONLY | os.O_APPEND) as two:
+            os.lseek(one, 0, os.SEEK_SET)
+            os.write(one, b"1")
+            os.write(two, b"2")
+            os.write(one, b"3")
+        return os.pread(one, 100, 0)
+
+
+def _truncating(place: Path) -> tuple[int, bytes]:
+    with opened(place / "file", os.O_RDWR | os.O_TRUNC) as descriptor:
+        size = os.fstat(descriptor).st_size
+        os.write(descriptor, b"x")
+    return size, (place / "file").read_bytes()
+
+
+def _mode(place: Path) -> int:
+    with umask(0o027), opened(place / "new", os.O_WRONLY | os.O_CREAT, 0o666):
+        pass
+    return permissions(place / "new")
+
+
+def _unwritable_by_its_mode(place: Path) -> bytes:
+    with opened(place / "new", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400) as descriptor:
+        os.write(descriptor, b"written")
+    return (place / "new").read_bytes()
+
+
+def _execute_while_open(place: Path) -> None:
+    shutil.copy("/bin/true", place / "program")
+    with opened(place / "program", os.O_RDWR):
+        subprocess.run([place / "program"], check=True)
+
+
+def _execute(place: Path) -> int:
+    shutil.copy("/bin/true", place / "program")
+    return subprocess.run([place / "program"], check=False).returncode
+
+
+def _read_of_write_only(place: Path) -> None:
+    with opened(place / "file", os.O_WRONLY) as descriptor:
+        os.read(descriptor, 1)
+
+
+def _write_of_read_only(place: Path) -> None:
+    with opened(place / "file") as descriptor:
+        os.write(descriptor, b"x")
+
+
+def _path_only(place: Path) -> int:
+    with opened(place / "file", os.O_PATH) as descriptor:
+        return os.fstat(descriptor).st_size
+
+
+CASES = [
+    case("open: ENOENT for a name that is not there", _open("nothing", os.O_RDONLY),
+         fails=errno.ENOENT),
+    case("open: ENOENT below a directory that is not there", _open("nothing/x", os.O_CREAT),
+         fails=errno.ENOENT),
+    case("open: ENOTDIR below a file", _open("file/x", os.O_CREAT), fails=errno.ENOTDIR),
+    case("open: ENOTDIR for a file with a slash at its end", _open("file/", os.O_RDONLY),
+         fails=errno.ENOTDIR),
+    case("open: ELOOP for symlinks that lead to themselves", _open("loop", os.O_RDONLY),
+         fails=errno.ELOOP),
+    case("open: ENAMETOOLONG for a name of 256 bytes", _open("n" * 256, os.O_CREAT),
+         fails=errno.ENAMETOOLONG),
+    case("open: ENAMETOOLONG for a missing name of 256 bytes", _open("n" * 256, os.O_RDONLY),
+         fails=errno.ENAMETOOLONG),
+    case("open: ENAMETOOLONG for a path of 4096 bytes", _open("./" * 2048 + "x", os.O_RDONLY),
+         fails=errno.ENAMETOOLONG),
+    case("O_CREAT makes a file", _exists("new", _open("new", os.O_CREAT)), True),
+    case("O_CREAT opens a file that is there", _exists("file", _open("file", os.O_CREAT)), True),
+    case("O_CREAT makes the file that a dangling symlink leads to",
+         _exists("nothing", _open("dangling", os.O_CREAT | os.O_WRONLY)), True),
+    case("O_CREAT: EISDIR for a directory", _open("dir", os.O_CREAT), fails=errno.EISDIR),
+    case("O_CREAT takes the mode less the umask", _mode, 0o640),
+    case("O_CREAT: the descriptor writes whatever the mode says", _unwritable_by_its_mode,
+         b"written"),
+    case("O_EXCL: EEXIST for a file", _open("file", os.O_CREAT | os.O_EXCL), fails=errno.EEXIST),
+    case("O_EXCL: EEXIST for a dangling symlink", _open("dangling", os.O_CREAT | os.O_EXCL),
+         fails=errno.EEXIST),
+    case("O_TRUNC empties a file", _truncating, (0, b"x")),
+    case("O_APPEND writes at the end, wherever that is by now", _append, CONTENT + b"123"),
+    case("O_NOFOLLOW: ELOOP for a symlink", _open("link", os.O_NOFOLLOW), fails=errno.ELOOP),
+    case("O_NOFOLLOW opens a file", _open("file", os.O_NOFOLLOW)),
+    case("O_DIRECTORY: ENOTDIR for a file", _open("file", os.O_DIRECTORY), fails=errno.ENOTDIR),
+    case("O_DIRECTORY opens a directory through a symlink", _open("dirlink", os.O_DIRECTORY)),
+    case("O_PATH opens without reading", _path_only, len(CONTENT)),
+    case("O_WRONLY: EISDIR for a directory", _open("dir", os.O_WRONLY), fails=errno.EISDIR),
+    case("O_TRUNC: EISDIR for a directory", _open("dir", os.O_TRUNC | os.O_RDWR),
+         fails=errno.EISDIR),
+    case("O_NONBLOCK: ENXIO for a fifo that nobody reads",
+         _open("fifo", os.O_WRONLY | os.O_NONBLOCK), fails=errno.ENXIO),
+    case("read: EBADF for a descriptor that only writes", _read_of_write_only, fails=errno.EBADF),
+    case("write: EBADF for a descriptor that only reads", _write_of_read_only, fails=errno.EBADF),
+    case("execve: a program runs", _execute, 0),
+    case("execve: ETXTBSY while the program is open for writing", _execute_while_open,
+         fails=errno.ETXTBSY),
+]  # fmt: skip
