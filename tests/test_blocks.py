@@ -529,6 +529,15 @@ def test_a_block_written_anew_during_a_sync_is_not_taken_for_the_old_one(
     assert unsynced(rig) == {block_id}
 
 
+@pytest.mark.expects_warnings
+def test_a_damaged_block_that_is_written_again_has_to_be_synced_again(rig: Rig) -> None:
+    block_id = rig.write(content(1))
+    rig.blocks.sync_all()
+    rig.damage(block_id)
+    rig.write(content(1))
+    assert unsynced(rig) == {block_id}
+
+
 # After a crash
 
 
