@@ -28,6 +28,7 @@ check: .venv/dev
 	@awk 'FNR == 501 { print FILENAME ": longer than 500 lines"; bad = 1 } END { exit bad }' \
 	    $$(find syncer -name '*.py')
 	$(BIN)/python scripts/option_table.py --check docs/configuration.md
+	$(BIN)/python scripts/command_page.py --check docs/commands.md
 
 bench: .venv/dev
 	@scripts/system-packages test $(PYTHON)
@@ -39,6 +40,7 @@ torture: .venv/dev
 
 docs: .venv/dev
 	$(BIN)/python scripts/option_table.py docs/configuration.md
+	$(BIN)/python scripts/command_page.py docs/commands.md
 
 clean:
 	rm -rf .venv build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

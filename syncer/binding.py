@@ -117,7 +117,7 @@ def serve(
     try:
         binding(
             _Callable(operations) if version == 2 else operations,
-            os.fsencode(mountpoint).decode(CODEC),
+            _latin(mountpoint),
             encoding=CODEC,
             foreground=True,
             **arguments,
@@ -146,7 +146,7 @@ def _load(version: int) -> tuple[Any, Any]:
 
 def _arguments(version: int, module: Any, options: MountOptions) -> dict[str, Any]:
     arguments: dict[str, Any] = {
-        "fsname": options.source.replace("\\", "\\\\").replace(",", "\\,"),
+        "fsname": _latin(options.source).replace("\\", "\\\\").replace(",", "\\,"),
         "subtype": "syncer",
         "default_permissions": True,
     }
@@ -168,6 +168,11 @@ def _arguments(version: int, module: Any, options: MountOptions) -> dict[str, An
         key, _, value = option.partition("=")
         arguments[key] = value or True
     return arguments
+
+
+def _latin(path: str) -> str:
+    """A path in the codec in which both bindings hand strings to libfuse."""
+    return os.fsencode(path).decode(CODEC)
 
 
 def _cache_seconds(options: MountOptions) -> float:

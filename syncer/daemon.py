@@ -36,7 +36,6 @@ from syncer.control import ControlServer, Handler, Progress
 from syncer.engine import Engine
 from syncer.errors import AccessError, MountError
 from syncer.folder import DataFolder, create_repository
-from syncer.mount import CODEC
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +157,7 @@ class Daemon:
         before.
         """
         plan = self._plan
-        _limit_resources()
+        _restrict_process()
         for number in _SIGNALS:
             signal.signal(number, _interrupt)
         folder = DataFolder(plan.data)
@@ -215,7 +214,7 @@ class Daemon:
         before = os.stat(plan.mountpoint).st_dev
         options = binding.MountOptions(
             # As all text on the way through a binding, see `mount`.
-            source=os.fsencode(plan.data).decode(CODEC),
+            source=str(plan.data),
             is_writer=engine.is_writer,
             writeback=plan.config.writeback,
             extra=plan.options,
@@ -321,11 +320,13 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _limit_resources() -> None:
+def _restrict_process() -> None:
     # A core dump would hold what is in the files, and the keys of the transport.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    # What is made in the data directory is for its owner only.
+    os.umask(0o077)
 
 
 def _log_to(path: Path, verbose: bool) -> None:

@@ -25,6 +25,9 @@ from syncer.errors import AccessError, CorruptError, FormatError, LocalFullError
 
 SCHEMA_VERSION = 1
 
+#: When the WAL begins anew, its file is cut to this.
+_WAL_LIMIT_BYTES = 64 << 20
+
 Row = tuple[Any, ...]
 
 _SCHEMA = """
@@ -348,11 +351,17 @@ class Database:
             self._synced_commits = covered
 
     def checkpoint(self) -> None:
-        """Copy what the WAL holds into the database file, as far as no reader is in the way."""
+        """Copy what the WAL holds into the database file, so that the WAL begins anew.
+
+        Most of it is copied while others go on; only what they added meanwhile under the lock,
+        since as long as a single frame is left the WAL only grows.
+        """
         with _translated(self.path):
             connection = _connect(self.path)
             try:
                 connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                with self.lock:
+                    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
             finally:
                 connection.close()
 
@@ -395,6 +404,7 @@ def _connect(
     connection.set_busy_timeout(10_000)
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA wal_autocheckpoint = 0")
+    connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
     connection.execute("PRAGMA cache_size = -16384")
     connection.execute("PRAGMA temp_store = MEMORY")
     return connection

@@ -67,6 +67,7 @@ class Engine:
         self._mountpoint = mountpoint
         self._fuse = fuse
         self._started = False
+        self._is_stopping = False
         self._db = Database(self.folder.database)
         seed: int = self._db.get_meta("seed")
         self._remote = remote_of(config)
@@ -153,6 +154,8 @@ class Engine:
 
     def stop(self) -> None:
         """Make everything safe locally, end the threads and close; takes some seconds at most."""
+        self._is_stopping = True
+        self.vfs.read_only = "it is being unmounted"
         if self._started:
             self._committer.stop()
             # What is under way may finish; then the remote's end breaks every wait for it.
@@ -175,6 +178,8 @@ class Engine:
         self.vfs.files.reload()
 
     def _note_role(self) -> None:
+        if self._is_stopping:
+            return
         reasons = {
             "follower": "another machine is the repository's writer; see: syncer mount --take-over",
             "displaced": "another machine has become the repository's writer",
