@@ -7,7 +7,7 @@ truncate, chmod and utimens, rename keeps its flags, directories are listed with
 only an errno ever leaves a callback.
 
 Sources: libfuse's fuse.h and fuse_common.h for flags and structures; what was measured stands in
-docs/design.md.
+docs/performance.md.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ import errno
 import functools
 import logging
 import os
-import queue
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from syncer.errors import MountError
+from syncer.kernel import Invalidator, answer_init
 from syncer.mount import CODEC, Operations
 from syncer.tree import Node
 from syncer.vfs import Caching, Caller, Target
@@ -48,7 +47,6 @@ _STAT_BLOCK_BYTES = 512
 #: What programs like cp take as their buffer.
 _PREFERRED_IO_BYTES = 128 << 10
 _ENTRIES_PER_CALL = 64
-_INVALIDATE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -303,31 +301,6 @@ class _Common:
             is_full = is_full or not rows
 
 
-class _Invalidator:
-    """The thread `syncer-invalidator`: the kernel may answer a notice only when the request
-    during which it was sent is over, so no request's own thread may send it."""
-
-    def __init__(self, library: Any, fuse: int) -> None:
-        self._invalidate_path = library.fuse_invalidate_path
-        self._invalidate_path.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
-        self._fuse = fuse
-        self._work: queue.SimpleQueue[tuple[list[bytes], threading.Event]] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name="syncer-invalidator", daemon=True).start()
-
-    def run(self, paths: list[bytes]) -> None:
-        """Tell the kernel, and wait for it, but never long: it may be waiting for us."""
-        done = threading.Event()
-        self._work.put((paths, done))
-        done.wait(_INVALIDATE_SECONDS)
-
-    def _run(self) -> None:
-        while True:
-            paths, done = self._work.get()
-            for path in paths:
-                self._invalidate_path(self._fuse, path)
-            done.set()
-
-
 def _memory(pointer: Any, size: int) -> memoryview:
     """libfuse's buffer as a writable view, without a copy; valid during the callback only."""
     address = ctypes.cast(pointer, ctypes.c_void_p).value
@@ -371,7 +344,9 @@ def _binding_3(module: Any) -> Any:
             wanted.congestion_threshold = _MAX_BACKGROUND * 3 // 4
             wanted.time_gran = 1
             library = module._libfuse
-            self._invalidator = _Invalidator(library, library.fuse_get_context().contents.fuse)
+            fuse = library.fuse_get_context().contents.fuse
+            self._invalidator = Invalidator(library, fuse)
+            answer_init(library, fuse, wanted)
             self.operations.start()
 
         def invalidate(self, paths: list[bytes]) -> None:

@@ -131,8 +131,7 @@ class Engine:
         """Repair what an unclean end left behind, and start the threads. Not before a fork."""
         was_unclean = bool(self._db.get_meta("boot", ""))
         self._db.set_meta("boot", _BOOT_ID.read_text().strip())
-        if was_unclean:
-            self.vfs.hidden.recover()
+        self.vfs.hidden.recover()
         self.vfs.files.adopt()
         self._transfer.start()
         self._committer.start()

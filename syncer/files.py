@@ -30,6 +30,7 @@ class _Handle:
     file: OpenFile
     read_ahead: ReadAhead
     was_read: bool = False
+    was_written: bool = False
 
 
 class Files:
@@ -151,6 +152,12 @@ class Files:
         except (CorruptError, MissingError) as error:
             path = os.fsdecode(self._tree.path_of(file.node_id))
             raise type(error)(f"{path}: {error}") from error
+
+    def begins_writing(self, handle: int) -> bool:
+        """Whether nothing has been written through this handle before."""
+        opened = self._handle(handle)
+        begins, opened.was_written = not opened.was_written, True
+        return begins
 
     def write(self, handle: int, data: memoryview, offset: int) -> int:
         """Write to an open file; returns len(data)."""

@@ -96,18 +96,18 @@ class Operations:
         return self._vfs.files.read_into(handle, target, offset)
 
     def write_from(self, handle: int, data: memoryview, offset: int) -> int:
-        return self._vfs.write(handle, data, offset)
+        return self._vfs.write(handle, data, offset, self._caller)
 
     def open_file(self, path: bytes, flags: int) -> tuple[int, Caching]:
         """(handle, what the kernel may cache of the file)."""
-        handle = self._vfs.open(path, flags)
+        handle = self._vfs.open(path, flags, self._caller())
         return handle, self._vfs.caching(handle)
 
     def create_file(self, path: bytes, mode: int, flags: int) -> int:
         return self._vfs.create(path, mode, flags, self._caller())
 
     def set_size(self, target: Target, size: int) -> None:
-        self._vfs.truncate(target, size)
+        self._vfs.truncate(target, size, self._caller())
 
     def set_mode(self, target: Target, mode: int) -> None:
         self._vfs.chmod(target, mode)

@@ -187,14 +187,16 @@ def abort(device: int) -> None:
 def sync_filesystem(mountpoint: Path) -> None:
     """Have the kernel hand over what it holds of written files. May wait for the mount's process.
 
-    Raises OSError: something could not be written.
+    Raises OSError: something could not be written. ESTALE is none: libfuse gives it where the
+    kernel wants to tell the times of a file that has been removed meanwhile.
     """
     syncfs: Callable[[int], int] = ctypes.CDLL(None, use_errno=True).syncfs
     descriptor = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
     try:
         if syncfs(descriptor):
             number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), os.fspath(mountpoint))
+            if number != errno.ESTALE:
+                raise OSError(number, os.strerror(number), os.fspath(mountpoint))
     finally:
         os.close(descriptor)
 

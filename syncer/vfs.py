@@ -11,25 +11,24 @@ import enum
 import errno
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from syncer.blocks import Blocks
 from syncer.directories import Directories
 from syncer.files import Files
 from syncer.hidden import PREFIX, HiddenFiles
+from syncer.rows import MAX_FILE_BYTES
 from syncer.tree import ROOT, Node, Tree
+from syncer.xattrs import Xattrs
 
 NAME_MAX_BYTES = 255
 PATH_MAX_BYTES = 4096
-MAX_XATTR_BYTES = 65536
 LINK_MAX = 65000
 _MAX_TIME_NS = (1 << 63) - 1
 #: rename flags of Linux
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
-_XATTR_CREATE = 1
-_XATTR_REPLACE = 2
-_NAMESPACES = (b"user.", b"trusted.", b"security.")
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,8 @@ class Caching(enum.Enum):
     """The file has several names, which are separate files, with caches of their own, to it."""
 
 
+SUPERUSER = Caller(0, 0)
+
 #: What a call is about: a path, or the handle of an open file.
 Target = bytes | int
 
@@ -67,6 +68,7 @@ class Vfs:
         self.files = files
         self.directories = Directories(tree, files)
         self.hidden = HiddenFiles(tree, blocks, files)
+        self._xattrs = Xattrs(tree)
         #: A reason why nothing can be changed; None: everything can.
         self.read_only: str | None = None
 
@@ -155,6 +157,7 @@ class Vfs:
             node = self._find(target)
             self._tree.save(
                 node.changed(
+                    mode=node.mode if node.is_dir else _without_privileges(node.mode),
                     uid=node.uid if uid == -1 else uid,
                     gid=node.gid if gid == -1 else gid,
                     ctime_ns=self._tree.now_ns(),
@@ -280,9 +283,7 @@ class Vfs:
         """Move a name, replacing what is in its new place, in one step."""
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == 3:
             raise _error(errno.EINVAL)
-        new_name = new.rpartition(b"/")[2]
-        if new_name.startswith(PREFIX) and not flags:
-            self._hide(old, new)
+        if new.rpartition(b"/")[2].startswith(PREFIX) and not flags and self._hide(old, new):
             return
         if self.read_only is not None:
             raise _error(errno.EROFS)
@@ -316,16 +317,17 @@ class Vfs:
         if self._node(number).is_dir and self._is_within(old_parent.id, number):
             raise _error(errno.EINVAL)
 
-    def _hide(self, old: bytes, hidden: bytes) -> None:
-        """libfuse removes or replaces an open file; see `hidden`."""
+    def _hide(self, old: bytes, hidden: bytes) -> bool:
+        """libfuse removes or replaces an open file; see `hidden`. False: it isn't open."""
         self._begin_change()
         with self.files.lock, self._tree.transaction():
             parent, name = self._parent(old)
             node = self._existing(parent, name)
-            if node.is_dir:
-                raise _error(errno.EBUSY)
+            if not self.files.is_open(node.id):
+                return False
             hidden_parent, hidden_name = self._parent(hidden)
             self.hidden.hide(node, (parent.id, name), (hidden_parent.id, hidden_name))
+            return True
 
     def _make_way(self, parent: Node, name: bytes, node: Node, target: Node) -> None:
         """Remove what a rename replaces, if it may."""
@@ -369,10 +371,10 @@ class Vfs:
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
-            return self.open(path, flags)
+            return self.open(path, flags, caller)
         return self.files.open(node)
 
-    def open(self, path: bytes, flags: int) -> int:
+    def open(self, path: bytes, flags: int, caller: Caller = SUPERUSER) -> int:
         """Open a file; returns a handle for `files`."""
         self.hidden.settle()
         writes = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
@@ -384,6 +386,7 @@ class Vfs:
                 raise _error(errno.EISDIR)
             handle = self.files.open(node)
         if flags & os.O_TRUNC:
+            self._drop_privileges(node.id, caller)
             self.files.truncate(handle, 0)
         return handle
 
@@ -393,18 +396,43 @@ class Vfs:
             return Caching.NONE
         return Caching.KEEP if self.read_only is None else Caching.FRESH
 
-    def write(self, handle: int, data: memoryview, offset: int) -> int:
+    def write(
+        self,
+        handle: int,
+        data: memoryview,
+        offset: int,
+        caller: Callable[[], Caller] = lambda: SUPERUSER,
+    ) -> int:
         """Write to an open file; returns len(data)."""
         if self.read_only is not None:
             raise _error(errno.EROFS)
+        if offset + len(data) > MAX_FILE_BYTES:
+            raise _error(errno.EFBIG)
+        if self.files.begins_writing(handle):
+            self._drop_privileges(self.files.node_id(handle), caller())
         return self.files.write(handle, data, offset)
 
-    def truncate(self, target: Target, size: int) -> None:
+    def _drop_privileges(self, number: int, caller: Caller) -> None:
+        """Who writes to a program must not leave it with another person's rights."""
+        if caller.uid == 0:
+            return
+        with self._tree.transaction():
+            node = self._tree.node(number)
+            if node is None:
+                return
+            if _without_privileges(node.mode) != node.mode:
+                self._tree.save(node.changed(mode=_without_privileges(node.mode)))
+            self._xattrs.drop_capabilities(node)
+
+    def truncate(self, target: Target, size: int, caller: Caller = SUPERUSER) -> None:
         self._begin_change()
+        if size > MAX_FILE_BYTES:
+            raise _error(errno.EFBIG)
+        self._drop_privileges(self._find(target).id, caller)
         if isinstance(target, int):
             self.files.truncate(target, size)
             return
-        handle = self.open(target, os.O_WRONLY)
+        handle = self.open(target, os.O_WRONLY, caller)
         try:
             self.files.truncate(handle, size)
         finally:
@@ -419,37 +447,20 @@ class Vfs:
     # Extended attributes
 
     def getxattr(self, path: bytes, name: bytes) -> bytes:
-        value = self._tree.xattr(self._walk(path).id, _checked(name))
-        if value is None:
-            raise _error(errno.ENODATA)
-        return value
+        return self._xattrs.get(self._walk(path), name)
 
     def listxattr(self, path: bytes) -> list[bytes]:
-        return self._tree.xattrs(self._walk(path).id)
+        return self._xattrs.names(self._walk(path))
 
     def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None:
         self._begin_change()
-        _checked(name)
-        if len(value) > MAX_XATTR_BYTES:
-            raise _error(errno.E2BIG)
         with self._tree.transaction():
-            node = self._walk(path)
-            if name.startswith(b"user.") and not (node.is_dir or node.is_file):
-                raise _error(errno.EPERM)
-            exists = self._tree.xattr(node.id, name) is not None
-            if exists and flags & _XATTR_CREATE:
-                raise _error(errno.EEXIST)
-            if not exists and flags & _XATTR_REPLACE:
-                raise _error(errno.ENODATA)
-            self._tree.set_xattr(node.id, name, value)
+            self._xattrs.set(self._walk(path), name, value, flags)
 
     def removexattr(self, path: bytes, name: bytes) -> None:
         self._begin_change()
         with self._tree.transaction():
-            node = self._walk(path)
-            if self._tree.xattr(node.id, _checked(name)) is None:
-                raise _error(errno.ENODATA)
-            self._tree.set_xattr(node.id, name, None)
+            self._xattrs.remove(self._walk(path), name)
 
     # The whole
 
@@ -462,17 +473,14 @@ class Vfs:
         return self._tree.totals()
 
 
-def _checked(name: bytes) -> bytes:
-    """An attribute's name, if it lies in a namespace that is kept here."""
-    if len(name) > NAME_MAX_BYTES:
-        raise _error(errno.ERANGE)
-    if not name.startswith(_NAMESPACES):
-        raise _error(errno.EOPNOTSUPP)
-    return name
+def _without_privileges(mode: int) -> int:
+    """A mode without set-user-id, and without set-group-id where the group may execute."""
+    mode &= ~stat.S_ISUID
+    return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode
 
 
 def _storable(time_ns: int | None) -> int | None:
-    """The nearest time that fits a column of the database."""
+    """A time as the database can hold it: 64 bits of nanoseconds."""
     return None if time_ns is None else max(-_MAX_TIME_NS, min(time_ns, _MAX_TIME_NS))
 
 

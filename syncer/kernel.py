@@ -1,0 +1,92 @@
+"""What libfuse 3 does not tell the kernel: one flag at the start, and what has changed since."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import mmap
+import os
+import queue
+import struct
+import threading
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+#: Flags with the same bits in libfuse's "want" and in the protocol: ASYNC_READ, ATOMIC_O_TRUNC,
+#: EXPORT_SUPPORT, HAS_IOCTL_DIR, AUTO_INVAL_DATA, DO_READDIRPLUS, READDIRPLUS_AUTO, ASYNC_DIO,
+#: WRITEBACK_CACHE, PARALLEL_DIROPS.
+_SHARED_FLAGS = tuple(1 << bit for bit in (0, 3, 4, 11, 12, 13, 14, 15, 16, 18))
+_BIG_WRITES = 1 << 5
+_MAX_PAGES = 1 << 22
+_HANDLE_KILLPRIV_V2 = 1 << 28
+_FIRST_REQUEST = 2
+_INVALIDATE_SECONDS = 1.0
+
+
+def answer_init(library: Any, fuse: int, conn: Any) -> None:
+    """Answer the kernel's INIT in libfuse's place, with one flag that libfuse lacks before 3.17.
+
+    Without HANDLE_KILLPRIV_V2 the kernel asks for the attribute security.capability before each
+    single write(2), though it only gathers the written bytes: one callback for 128 bytes. With it,
+    the file system clears the set-user-id and set-group-id bits itself (`Vfs.write`), and writes
+    cost no callback: 50 times faster for 128 bytes, 7 times for 4 KiB.
+
+    libfuse is in the middle of answering, and has fixed what it will do: what it can't know are
+    flags that concern the kernel alone. Its own answer comes second, finds no request that waits
+    (ENOENT) and is taken for one that was interrupted. The number of INIT, the first request of
+    a connection, is the first even number. If anything is otherwise, nothing is lost: libfuse's
+    answer counts. Source: fuse_init_out in the kernel's include/uapi/linux/fuse.h, protocol 7.36.
+    """
+    if conn.proto_major != 7 or conn.proto_minor < 36:
+        return
+    flags = _HANDLE_KILLPRIV_V2 | _BIG_WRITES | _MAX_PAGES
+    flags |= sum(flag for flag in _SHARED_FLAGS if conn.want & flag)
+    answer = struct.pack(
+        "<IIIIHHIIHHI28x",
+        conn.proto_major,
+        conn.proto_minor,
+        conn.max_readahead,
+        flags,
+        conn.max_background,
+        conn.congestion_threshold,
+        conn.max_write,
+        conn.time_gran,
+        conn.max_write // mmap.PAGESIZE,
+        0,
+        0,
+    )
+    library.fuse_get_session.restype = ctypes.c_void_p
+    library.fuse_get_session.argtypes = [ctypes.c_void_p]
+    library.fuse_session_fd.argtypes = [ctypes.c_void_p]
+    descriptor = library.fuse_session_fd(library.fuse_get_session(fuse))
+    header = struct.pack("<IiQ", 16 + len(answer), 0, _FIRST_REQUEST)
+    try:
+        os.write(descriptor, header + answer)
+    except OSError as error:
+        log.info("small writes will be slow: INIT could not be answered (%s)", error)
+
+
+class Invalidator:
+    """The thread `syncer-invalidator`: the kernel may answer a notice only when the request
+    during which it was sent is over, so no request's own thread may send it."""
+
+    def __init__(self, library: Any, fuse: int) -> None:
+        self._invalidate_path = library.fuse_invalidate_path
+        self._invalidate_path.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+        self._fuse = fuse
+        self._work: queue.SimpleQueue[tuple[list[bytes], threading.Event]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="syncer-invalidator", daemon=True).start()
+
+    def run(self, paths: list[bytes]) -> None:
+        """Tell the kernel, and wait for it, but never long: it may be waiting for us."""
+        done = threading.Event()
+        self._work.put((paths, done))
+        done.wait(_INVALIDATE_SECONDS)
+
+    def _run(self) -> None:
+        while True:
+            paths, done = self._work.get()
+            for path in paths:
+                self._invalidate_path(self._fuse, path)
+            done.set()
