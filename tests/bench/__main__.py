@@ -29,6 +29,7 @@ Piece = Callable[[System, work.Book], None]
 LOOPBACK: dict[Piece, set[str]] = {
     work.first_listing: {"first-ls", "memory"},
     work.large_file: {"write-1m", "upload", "read-again", "read-random", "cold-read"},
+    work.synced_file: {"write-sync"},
     work.small_writes: {"write-4k", "write-128"},
     work.small_files: {"create-4k", "small-upload", "stat", "read-small", "rename", "unlink"},
     work.empty_files: {"create-empty", "find", "ls-lr", "rm-rf"},
@@ -39,7 +40,7 @@ LOOPBACK: dict[Piece, set[str]] = {
 }
 WAN: dict[Piece, set[str]] = {
     work.large_file: {"upload", "cold-read"},
-    work.small_files: {"small-upload"},
+    work.small_upload: {"small-upload"},
     work.photos: {"photos-head", "photos-whole"},
 }
 #: Measured in the first round only: it takes minutes, and hardly varies.

@@ -23,11 +23,12 @@ class Row:
 
 ROWS = (
     Row("write-1m", "sequential write, 1 MiB writes", "MB/s", 1.0),
+    Row("write-sync", "the same, with fsync before close", "MB/s", 0.8, "native"),
     Row("write-4k", "sequential write, 4 KiB writes", "MB/s", 4.0),
     Row("write-128", "sequential write, 128 B writes", "1000/s", 10.0),
     Row("read-again", "read again, page cache dropped", "MB/s", 1.2),
     Row("read-random", "random 4 KiB reads, local", "/s", 1.5),
-    Row("upload", "128 MB written and on the server", "MB/s", 1.0, "scp"),
+    Row("upload", "large file written and on the server", "MB/s", 1.0, "scp"),
     Row("cold-read", "cold sequential read from the server", "MB/s", 1.3),
     Row("create-4k", "create + write 4 KiB files", "/s", 2.0),
     Row("small-upload", "2,000 such files made and on the server", "s", less_is_better=True),
@@ -58,7 +59,7 @@ ROWS = (
 
 #: What differs over a slow line.
 WAN_ROWS = (
-    Row("upload", "128 MB written and on the server", "MB/s", 0.85, "raw TCP"),
+    Row("upload", "large file written and on the server", "MB/s", 0.85, "raw TCP"),
     Row("cold-read", "cold sequential read", "MB/s", 0.85, "raw TCP"),
     Row("photos-head", "first 64 KiB of cold 4 MB photos", "files/s", at_least=75),
     Row("photos-whole", "whole cold 4 MB photos, one after another", "MB/s", 0.6, "raw TCP"),
