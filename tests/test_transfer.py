@@ -46,6 +46,12 @@ class Work(Rig):
         assert self.transfer.stop()
         super().close()
 
+    def check(self) -> None:
+        """Ends the threads first: eviction may still be at work."""
+        assert self.transfer.stop()
+        self.blocks.collect()
+        super().check()
+
     @property
     def errors(self) -> str:
         return self.transfer.status().uploads.error
