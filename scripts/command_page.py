@@ -10,9 +10,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from syncer import cli, errors
-from syncer.background import INTERRUPTED
-from syncer.report import STATUS_KEYS
+from syncer import errors
+from syncer.commands import cli
+from syncer.commands.report import STATUS_KEYS
+from syncer.process.background import INTERRUPTED
 
 INTRODUCTION = """\
 # Commands

@@ -24,9 +24,9 @@ from typing import Any
 
 from syncer.errors import MountError
 from syncer.kernel import Invalidator, answer_init
+from syncer.metadata.tree import Node
 from syncer.mount import CODEC, Operations
-from syncer.tree import Node
-from syncer.vfs import Caching, Caller, Target
+from syncer.vfs.calls import Caching, Caller, Target
 
 log = logging.getLogger(__name__)
 

@@ -40,6 +40,9 @@ PIECE_BYTES = 1 << 16
 ID_BYTES = 16
 MAX_PIECES = BLOCK_BYTES // PIECE_BYTES
 
+#: The largest file: what every place that stores a size can hold.
+MAX_FILE_BYTES = 1 << 62
+
 #: In a list of block ids, this one stands for a hole: no block, reads as zeros.
 HOLE = bytes(ID_BYTES)
 

@@ -25,8 +25,8 @@ from syncer.errors import (
     SyncerError,
     TemporaryError,
 )
-from syncer.tree import Node
-from syncer.vfs import NAME_MAX_BYTES, Caching, Caller, Target, Vfs
+from syncer.metadata.tree import Node
+from syncer.vfs.calls import NAME_MAX_BYTES, Caching, Caller, Target, Vfs
 
 log = logging.getLogger(__name__)
 

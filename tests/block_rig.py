@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from syncer import codec
-from syncer.blocks import Blocks
-from syncer.budget import disk_bytes
-from syncer.cache import Cache
-from syncer.db import Database
-from syncer.fetch import Fetcher, block_key
+from syncer.blocks.budget import disk_bytes
+from syncer.blocks.cache import Cache
+from syncer.blocks.fetch import Fetcher, block_key
+from syncer.blocks.store import Blocks
+from syncer.metadata.db import Database
 from tests.memory_remote import MemoryRemote
 
 SEED = 7

@@ -23,9 +23,9 @@ from hypothesis.stateful import (
 )
 
 from syncer import codec
+from syncer.blocks.fetch import block_key
 from syncer.codec import BLOCK_BYTES, HOLE
 from syncer.errors import CorruptError, LocalFullError, MissingError, OfflineError
-from syncer.fetch import block_key
 from tests.block_rig import SEED, Rig, content
 
 
@@ -268,7 +268,7 @@ def test_the_order_of_use_survives_a_restart(rig: Rig) -> None:
 def test_the_order_of_many_uses_is_kept_in_bounded_memory(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("syncer.cache.FRONT_BLOCKS", 4)
+    monkeypatch.setattr("syncer.blocks.cache.FRONT_BLOCKS", 4)
     ids = [rig.write_clean(content(number, 4096)) for number in range(20)]
     for block_id in reversed(ids):
         rig.blocks.read(block_id, 0, 1)

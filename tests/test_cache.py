@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from syncer.budget import Budget, disk_bytes
-from syncer.cache import FRONT_BLOCKS, Cache
+from syncer.blocks.budget import Budget, disk_bytes
+from syncer.blocks.cache import FRONT_BLOCKS, Cache
 from syncer.errors import AccessError, LocalFullError, MissingError, PermanentError
 
 MB = 1_000_000

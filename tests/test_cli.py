@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from syncer import binding, cli, mounting, mounts, report
+from syncer import binding
+from syncer.commands import cli, report
 from syncer.config import Config
 from syncer.errors import UsageError
+from syncer.process import mounting, mounts
 from syncer.remote import parse
 from tests.processes import command, contents, environment, run
 from tests.sshd import HOST, Sshd, make_key

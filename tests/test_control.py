@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from syncer import control
-from syncer.control import ControlServer, NoProcessError, Progress, call
 from syncer.errors import AccessError, BusyError, OfflineError, SyncerError, TemporaryError
+from syncer.process import control
+from syncer.process.control import ControlServer, NoProcessError, Progress, call
 from tests.processes import wait_for
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from syncer import control, mounts
+from syncer.process import control, mounts
 from tests.processes import (
     children_of,
     command,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from syncer import desktop
 from syncer.errors import AccessError, MissingError, UsageError
+from syncer.process import desktop
 
 AWKWARD = (
     "plain",

@@ -14,11 +14,7 @@ from typing import Any
 
 import pytest
 
-from syncer import checkpoint, outgoing, publish, recover, writers
 from syncer.codec import HOLE
-from syncer.contents import Contents
-from syncer.db import Database
-from syncer.epochs import Epochs
 from syncer.errors import (
     CorruptError,
     DisplacedError,
@@ -29,19 +25,29 @@ from syncer.errors import (
     OfflineError,
     UsageError,
 )
-from syncer.exchange import Exchange, ExchangeLoop
-from syncer.incoming import Touched
-from syncer.publish import Publisher
-from syncer.recover import clone
-from syncer.tree import ROOT, Node, Tree
-from syncer.wire import decode_json, decode_segment, encode_json, encode_segment, parse_span
-from syncer.writers import (
+from syncer.exchange import checkpoint, outgoing, publish, recover, writers
+from syncer.exchange.incoming import Touched
+from syncer.exchange.publish import Publisher
+from syncer.exchange.recover import clone
+from syncer.exchange.roles import Exchange, ExchangeLoop
+from syncer.exchange.wire import (
+    decode_json,
+    decode_segment,
+    encode_json,
+    encode_segment,
+    parse_span,
+)
+from syncer.exchange.writers import (
     Writers,
     init_repository,
     new_machine,
     read_repository,
     set_up_database,
 )
+from syncer.metadata.contents import Contents
+from syncer.metadata.db import Database
+from syncer.metadata.epochs import Epochs
+from syncer.metadata.tree import ROOT, Node, Tree
 from tests.memory_remote import MemoryRemote
 
 

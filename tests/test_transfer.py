@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from syncer.blocks.fetch import block_key
 from syncer.codec import BLOCK_BYTES, HOLE
 from syncer.config import Config
 from syncer.errors import (
@@ -19,10 +20,9 @@ from syncer.errors import (
     RemoteFullError,
     SyncerError,
 )
-from syncer.fetch import block_key
 from syncer.rates import MovingRate, RateLimit
-from syncer.transfer import Transfer
-from syncer.workers import Crew
+from syncer.transfer.threads import Transfer
+from syncer.transfer.workers import Crew
 from tests.block_rig import Rig, content
 
 

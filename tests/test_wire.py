@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncer import wire
 from syncer.codec import encode_envelope
 from syncer.errors import CorruptError, FormatError
-from syncer.rows import CONTENT, NAME, NODE, TABLES, XATTR, Rows
-from syncer.wire import (
+from syncer.exchange import wire
+from syncer.exchange.rows import CONTENT, NAME, NODE, TABLES, XATTR, Rows
+from syncer.exchange.wire import (
     MAX_PAYLOAD_BYTES,
     Epoch,
     Manifest,

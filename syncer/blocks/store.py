@@ -1,0 +1,333 @@
+"""Blocks by id: put content, get content, whatever of it is local and whatever must be fetched.
+
+Adds content to what `Ledger` protects: ids, verification, fetching, the order of use. The block
+files hold content as it is, so once a file is verified, reads are served from it directly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+
+import cachetools
+
+from syncer import codec
+from syncer.blocks.budget import disk_bytes
+from syncer.blocks.cache import Cache
+from syncer.blocks.fetch import Fetcher
+from syncer.blocks.ledger import Hold, Ledger
+from syncer.codec import BLOCK_BYTES, HOLE, Buffer
+from syncer.errors import CorruptError, LocalFullError, MissingError, PermanentError
+from syncer.metadata.db import Database
+
+log = logging.getLogger(__name__)
+
+#: Victims of one transaction and one sync.
+_EVICT_BLOCKS = 64
+#: A reader who finds no room makes so much at once, so that its next blocks find some.
+_EVICT_BYTES = 16 << 20
+#: Uses that are written down in one transaction.
+_ORDER_BLOCKS = 512
+#: Fetched blocks that found no room on the disk stay in memory, so that the eight reads of
+#: 128 KiB which the kernel makes of one block do not fetch it eight times.
+_UNKEPT_BLOCKS = 8
+
+
+class Blocks(Ledger):
+    """The blocks of a repository on one machine. May be used from several threads."""
+
+    def __init__(self, db: Database, cache: Cache, fetcher: Fetcher, seed: int) -> None:
+        super().__init__(db, cache)
+        self.fetcher = fetcher
+        self.seed = seed
+        #: Since the start; changed only by who holds _evicting.
+        self.evicted_blocks = 0
+        # One evicts for all who need room. Comes before all other locks.
+        self._evicting = threading.RLock()
+        self._unkept_lock = threading.Lock()
+        # Guarded by _unkept_lock.
+        self._unkept: cachetools.LRUCache[bytes, Buffer] = cachetools.LRUCache(_UNKEPT_BLOCKS)
+
+    # Putting --------------------------------------------------------------------------------
+
+    def put(self, data: Buffer) -> bytes:
+        """Store content of 1 byte to 1 MiB and return its id: HOLE if it is all zeros.
+
+        The block is held: it stays, though nothing names it, until `unhold`. It is not yet
+        power-safe: see `sync`. Content that is local already is not written again. Waits for
+        room; not to be called inside a transaction.
+
+        Raises LocalFullError where waiting for room can't help, AccessError, PermanentError.
+        """
+        if codec.is_zero(data):
+            return HOLE
+        block_id = codec.block_id(data, self.seed)
+        hold = self._hold(block_id, len(data))
+        try:
+            self._store(block_id, data, hold, self.cache.budget.reserve)
+        except BaseException:
+            self.unhold([block_id])
+            raise
+        return block_id
+
+    def _store(
+        self, block_id: bytes, data: Buffer, hold: Hold, reserve: Callable[[int], None]
+    ) -> None:
+        """Make sure that the file of a held block is there, right, and counted once."""
+        budget = self.cache.budget
+        reserved = 0
+        if not self._is_stored(block_id, data):
+            was_charged = hold.charged
+            if not was_charged:
+                reserved = disk_bytes(len(data))
+                reserve(reserved)
+            try:
+                self.cache.add(block_id, data)
+            except BaseException:
+                budget.cancel(reserved)
+                raise
+            self.cache.set_verified(block_id)
+            if was_charged:
+                self._mark_unsynced(block_id)
+        with self._lock:
+            if hold.charged:
+                budget.cancel(reserved)
+            elif reserved:
+                budget.keep(reserved)
+            else:
+                # A file that a crash left behind, or that another holder is about to count.
+                budget.adopt(disk_bytes(len(data)))
+            hold.charged = True
+            hold.stored = True
+
+    def _is_stored(self, block_id: bytes, data: Buffer) -> bool:
+        if self.cache.is_verified(block_id):
+            return self.cache.has(block_id)
+        # Better compared than overwritten: what a durable row names may be this very file, and
+        # a new one would not be power-safe.
+        if self._read_file(block_id) != data:
+            return False
+        self.cache.set_verified(block_id)
+        return True
+
+    def _mark_unsynced(self, block_id: bytes) -> None:
+        with self._db.transaction():
+            self._db.execute("UPDATE block SET synced = 0 WHERE id = ?", (block_id,))
+
+    # Getting --------------------------------------------------------------------------------
+
+    def read_into(self, block_id: bytes, offset: int, buffer: memoryview) -> int:
+        """Read a block's content from `offset` on into `buffer`; returns how many bytes.
+
+        Fewer than asked for only at the block's end. Not for HOLE, which is not a block.
+
+        Raises CorruptError if each copy is damaged; MissingError if there is none at all, as with a
+        block that was dropped meanwhile; OfflineError; and what else `Remote.get` raises.
+        """
+        if self.cache.is_verified(block_id):
+            with contextlib.suppress(MissingError, PermanentError):
+                count = self.cache.read_into(block_id, offset, buffer)
+                self._touch(block_id)
+                return count
+        part = memoryview(self.get(block_id))[offset : offset + len(buffer)]
+        buffer[: len(part)] = part
+        return len(part)
+
+    def read(self, block_id: bytes, offset: int, length: int) -> bytes:
+        """`length` bytes of a block's content from `offset` on; as `read_into`."""
+        buffer = bytearray(length)
+        count = self.read_into(block_id, offset, memoryview(buffer))
+        return bytes(memoryview(buffer)[:count])
+
+    def get(self, block_id: bytes) -> Buffer:
+        """The whole content of a block; as `read_into`."""
+        content = self.local(block_id) or self._fetch(block_id, urgent=True)
+        self._touch(block_id)
+        return content
+
+    def open(self, block_id: bytes) -> int | None:
+        """A descriptor of the verified file, for the caller to close; None: fetch it first."""
+        if not self.cache.is_verified(block_id) and self.local(block_id) is None:
+            return None
+        try:
+            descriptor = self.cache.open(block_id)
+        except MissingError:
+            return None
+        self._touch(block_id)
+        return descriptor
+
+    def prefetch(self, block_id: bytes) -> None:
+        """Fetch a block that will soon be read, behind urgent ones; raises as `read_into`."""
+        if not self.is_local(block_id):
+            self._fetch(block_id, urgent=False)
+
+    def is_local(self, block_id: bytes) -> bool:
+        """Whether a block has a local file; that it is damaged shows when it is read."""
+        return self.cache.has(block_id)
+
+    def local(self, block_id: bytes) -> bytes | None:
+        """The whole content from the local file, or None if there is none that is good.
+
+        A file is verified when this process uses it for the first time. A damaged one is set
+        aside; but not that of a dirty block, of which it may be the only copy.
+        """
+        content = self._read_file(block_id)
+        if content is None or self.cache.is_verified(block_id):
+            return content
+        if self._matches(block_id, content):
+            self.cache.set_verified(block_id)
+            return content
+        self._set_aside(block_id)
+        return None
+
+    def distrust(self, block_id: bytes) -> None:
+        """Have the local file verified anew when it is next used."""
+        self.cache.set_verified(block_id, False)
+
+    def _read_file(self, block_id: bytes) -> bytes | None:
+        try:
+            return self.cache.read(block_id, BLOCK_BYTES + 1)
+        except MissingError:
+            return None
+        except PermanentError as error:
+            # A bad sector: as bad as wrong content, but not worse.
+            log.warning("%s", error)
+            self.distrust(block_id)
+            return b""
+
+    def _matches(self, block_id: bytes, content: bytes) -> bool:
+        fits = 0 < len(content) <= BLOCK_BYTES
+        return fits and codec.block_id(content, self.seed) == block_id
+
+    def _set_aside(self, block_id: bytes) -> None:
+        with self._db.lock:
+            row = self._db.query_one("SELECT dirty FROM block WHERE id = ?", (block_id,))
+            with self._lock:
+                if row is not None and row[0] is not None:
+                    log.error("the only local copy of block %s is damaged", block_id.hex())
+                    return
+                if any(block_id in busy for busy in (self._holds, self._doomed, self._removing)):
+                    return
+                # Until it is out again, nobody can put a good file in this place.
+                self._removing[block_id] = 0
+        try:
+            content = self._read_file(block_id)
+            # Someone else may have repaired it meanwhile.
+            if content is not None and not self._matches(block_id, content):
+                log.info("the local copy of block %s is damaged; fetching it", block_id.hex())
+                self.cache.set_aside(block_id)
+        finally:
+            self._end_removal([block_id])
+
+    def _fetch(self, block_id: bytes, *, urgent: bool) -> Buffer:
+        return self.fetcher.once(
+            block_id, lambda: self._fetch_alone(block_id, urgent), urgent=urgent
+        )
+
+    def _fetch_alone(self, block_id: bytes, urgent: bool) -> Buffer:
+        # It may have come between the caller's look and now.
+        content = self.local(block_id) or self._find_unkept(block_id)
+        if content is not None:
+            return content
+        try:
+            return self._keep(block_id, self.fetcher.download(block_id, urgent=urgent))
+        except MissingError as error:
+            # It may have been put meanwhile; or a dirty block's damaged file is still there.
+            content = self._read_file(block_id)
+            if content is None:
+                raise
+            if self._matches(block_id, content):
+                return content
+            raise CorruptError(f"the only copy of block {block_id.hex()} is damaged") from error
+
+    def _find_unkept(self, block_id: bytes) -> Buffer | None:
+        with self._unkept_lock:
+            return self._unkept.get(block_id)
+
+    def _keep(self, block_id: bytes, content: Buffer) -> Buffer:
+        hold = self._hold(block_id, len(content))
+        try:
+            self._store(block_id, content, hold, self._reserve_by_evicting)
+            self._add_clean(block_id, len(content))
+        except (LocalFullError, PermanentError) as error:
+            # The reader need not care that the local disk does not take it.
+            log.debug("block %s is not kept: %s", block_id.hex(), error)
+            with self._unkept_lock:
+                self._unkept[block_id] = content
+        finally:
+            self.unhold([block_id])
+        return content
+
+    # The order of use, and eviction ------------------------------------------------------------
+
+    def _touch(self, block_id: bytes) -> None:
+        if self.cache.touch(block_id):
+            self._save_order()
+
+    def save_order(self) -> None:
+        """Write down the order of use: every few seconds, and at the end."""
+        while self._save_order():
+            pass
+
+    def _save_order(self) -> bool:
+        used = self.cache.take_order(_ORDER_BLOCKS)
+        if not used:
+            return False
+        with self._db.transaction():
+            first = self._next_used
+            self._next_used += len(used)
+            self._db.execute_many(
+                "UPDATE block SET used = ? WHERE id = ? AND dirty IS NULL",
+                [(first + place, block_id) for place, block_id in enumerate(used)],
+            )
+        return True
+
+    def evict(self, wanted_bytes: int) -> int:
+        """Remove the clean blocks that were used longest ago; returns how many bytes this freed.
+
+        That is less than wanted when only dirty and held blocks are left. Not to be called
+        inside a transaction.
+        """
+        freed = 0
+        with self._evicting:
+            # With the order of the front written down, that of the rows is the whole truth.
+            self.save_order()
+            while freed < wanted_bytes:
+                victims = self._doom_oldest(wanted_bytes - freed, _EVICT_BLOCKS)
+                if not victims:
+                    break
+                freed += self._unlink(victims)
+                self.evicted_blocks += len(victims)
+        return freed
+
+    def evict_these(self, block_ids: Iterable[bytes]) -> tuple[int, int]:
+        """Remove those of these blocks that are clean and not in use; returns (blocks, bytes)."""
+        count, freed = 0, 0
+        with self._evicting:
+            for batch in _batches(block_ids, _EVICT_BLOCKS):
+                victims = self._doom_these(batch)
+                freed += self._unlink(victims)
+                count += len(victims)
+            self.evicted_blocks += count
+        return count, freed
+
+    def _reserve_by_evicting(self, size_bytes: int) -> None:
+        """Room for a fetched block: worth an eviction, but not a wait for uploads."""
+        budget = self.cache.budget
+        if budget.try_reserve(size_bytes):
+            return
+        with self._evicting:
+            if budget.try_reserve(size_bytes):
+                return
+            self.evict(max(size_bytes, min(_EVICT_BYTES, budget.limit_bytes // 16)))
+            if not budget.try_reserve(size_bytes):
+                raise LocalFullError("no room for fetched blocks")
+
+
+def _batches(block_ids: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
+    iterator = iter(block_ids)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch

@@ -1,0 +1,216 @@
+"""Publish the epochs of this machine: segments in its own log, each naming the one before it.
+
+A segment holds what began or ended in a run of epochs that are closed and whole, which means that
+the remote has every block that they name.
+
+The order of one publication, and what a crash after each step leaves:
+
+1. Read the rows of the longest run of epochs that are closed and whole, from one view of the
+   database, and make that view power-safe: what others see must not be lost here.
+   Crash: nothing has happened.
+2. Look who the writer is. If it is another machine: displaced, nothing is written.
+3. Put the segment's parts, if it has any, and then its head. Crash in between: parts that no
+   head names; no reader looks at them, and they go with the log's old segments. Crash after:
+   the segment is there, and this database does not know it: the next start adopts it, before
+   it publishes anything (`_adopt`), so no two segments ever overlap.
+4. Look who the writer is once more. If another machine has claimed the role meanwhile, it may
+   have missed the segment: displaced, and the epochs count as unpublished until its start says
+   whether they are part of its history (`_settle`).
+5. In one transaction: note the epoch and the segment as published, forget the checkpoint chunks
+   of what changed, empty the outbox. Crash before: as after step 3.
+
+Segments in the log of its own machine that this database never wrote mean that the data directory
+is a copy or a restored backup, and that the other copy is ahead: it must not publish.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from syncer.exchange.checkpoint import Backlog, Checkpoints, forget_touched
+from syncer.exchange.outgoing import batches, changes, epochs, first_unuploaded
+from syncer.exchange.wire import (
+    MAX_OBJECT_BYTES,
+    Segment,
+    decode_segment,
+    encode_part,
+    encode_segment,
+    parse_span,
+    part_key,
+    segment_key,
+)
+from syncer.exchange.writers import RepositoryInfo
+from syncer.metadata.db import Database, Reader
+from syncer.metadata.epochs import Epochs
+from syncer.remote.base import Remote
+
+#: Changed keys per segment, at most (but for a single epoch that has more), and epochs.
+_SEGMENT_KEYS = 50_000
+_SEGMENT_EPOCHS = 4096
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A segment that is ready to be put: its objects with their keys, in the order of writing."""
+
+    key: str
+    last: int
+    objects: list[tuple[str, bytes]]
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(len(data) for _key, data in self.objects)
+
+
+class Publisher:
+    """Makes one writer's segments. Used by one thread at a time."""
+
+    def __init__(self, db: Database, epochs: Epochs, remote: Remote, info: RepositoryInfo) -> None:
+        self._db = db
+        self._epochs = epochs
+        self._remote = remote
+        self._info = info
+        self._checkpoints = Checkpoints(db, remote, info)
+        #: What recovery has to read besides the newest checkpoint.
+        self.backlog = Backlog()
+        #: A dirty block that the next epoch to be published names.
+        self._missing_block: bytes | None = None
+
+    def newest_closed(self) -> int:
+        """The newest closed epoch."""
+        return self._epochs.open - 1
+
+    def publish(self, check_writer: Callable[[], None]) -> bool:
+        """Publish what is whole, as one segment; whether there was anything.
+
+        Lets pass what `check_writer` raises when this machine is not the writer any more.
+        """
+        publication = self._prepare()
+        if publication is None:
+            return False
+        self._db.sync()
+        check_writer()
+        for key, data in publication.objects:
+            self._remote.put(key, data)
+        check_writer()
+        self._commit(publication.key, publication.last)
+        self.backlog.add(publication.stored_bytes)
+        return True
+
+    def _prepare(self) -> Publication | None:
+        first: int = self._db.get_meta("published") + 1
+        closed = self.newest_closed()
+        if closed < first or self._is_waiting():
+            return None
+        with self._db.snapshot() as reader:
+            last = _last_of_segment(reader, first, closed)
+            missing = first_unuploaded(reader, first, last)
+            if missing is not None:
+                last, self._missing_block = missing[0] - 1, missing[1]
+            if last < first:
+                return None
+            return self._encode(reader, first, last)
+
+    def _encode(self, reader: Reader, first: int, last: int) -> Publication:
+        machine: int = self._db.get_meta("machine")
+        key = segment_key(machine, first, last)
+        # A reader applies the head first, then the parts: the end of a version may be in one of
+        # them and its successor in the next.
+        rows, *rest = batches(changes(reader, first, last), first)
+        parts = [encode_part(part, self._info.seed) for part in rest]
+        segment = Segment(
+            self._info.uuid,
+            self._db.get_meta("generation"),
+            machine,
+            first,
+            last,
+            self._db.get_meta("parent_segment"),
+            epochs(reader, first, last),
+            rows,
+            tuple(digest for digest, _data in parts),
+        )
+        objects = [(part_key(key, number), part[1]) for number, part in enumerate(parts, 1)]
+        objects.append((key, encode_segment(segment, self._info.seed)))
+        return Publication(key, last, objects)
+
+    def _is_waiting(self) -> bool:
+        """Whether what stopped the last attempt still does: spares looking at all rows again."""
+        if self._missing_block is not None and not self._db.query_one(
+            "SELECT 1 FROM block WHERE id = ? AND dirty IS NOT NULL", (self._missing_block,)
+        ):
+            self._missing_block = None
+        return self._missing_block is not None
+
+    def _commit(self, key: str, last: int) -> None:
+        with self._db.transaction():
+            forget_touched(self._db, self._db.get_meta("published") + 1, last)
+            self._db.execute("DELETE FROM outbox WHERE epoch <= ?", (last,))
+            self._db.set_meta("published", last)
+            self._db.set_meta("parent_segment", key)
+
+    def adopt(self) -> bool:
+        """Take note of own segments on the remote that a crash let this database forget.
+
+        And see whether the remote has lost some, as after a restoration of its disk; then a new
+        checkpoint makes up for them. False if there are segments that this database would not
+        have written.
+        """
+        published: int = self._db.get_meta("published")
+        checkpoint: int = self._db.get_meta("checkpoint")
+        self.backlog = Backlog()
+        lasts = {0}
+        for span, size_bytes in self._own_segments():
+            lasts.add(span[1])
+            if span[1] > checkpoint:
+                self.backlog.add(size_bytes)
+            if span[1] > published and not self._take(span):
+                return False
+        if published not in lasts and not self._checkpoints.has(published):
+            self._checkpoints.start_over()
+            self.backlog.is_void = True
+        return True
+
+    def count_until(self, end: int) -> None:
+        """Count own segments up to epoch `end` as published: the next writer has seen them."""
+        for span, _size_bytes in self._own_segments():
+            if self._db.get_meta("published") < span[1] <= end:
+                self._take(span)
+
+    def _own_segments(self) -> list[tuple[tuple[int, int], int]]:
+        """The (first, last) and stored bytes of all segments in this machine's log, in order."""
+        entries = self._remote.list(f"log/{self._db.get_meta('machine'):016x}")
+        found = ((parse_span(entry.name), entry.size_bytes) for entry in entries)
+        return sorted((span, size_bytes) for span, size_bytes in found if span is not None)
+
+    def _take(self, span: tuple[int, int]) -> bool:
+        """Count a segment as published if it is what this database would publish next."""
+        key = segment_key(self._db.get_meta("machine"), *span)
+        data = self._remote.get(key, 0, MAX_OBJECT_BYTES + 1)
+        segment = decode_segment(data, self._info.seed, key)
+        with self._db.snapshot() as reader:
+            mine = epochs(reader, segment.first, segment.last)
+        is_own = (
+            segment.uuid == self._info.uuid
+            and segment.generation == self._db.get_meta("generation")
+            and segment.parent == self._db.get_meta("parent_segment")
+            and segment.first == self._db.get_meta("published") + 1
+            and segment.last <= self.newest_closed()
+            and segment.epochs == mine
+        )
+        if is_own:
+            self._commit(key, segment.last)
+        return is_own
+
+
+def _last_of_segment(reader: Reader, first: int, closed: int) -> int:
+    """The last epoch of the next segment, so that it has about _SEGMENT_KEYS keys."""
+    keys = 0
+    for epoch, count in reader.query(
+        "SELECT epoch, count(*) FROM outbox WHERE epoch BETWEEN ? AND ? GROUP BY epoch",
+        (first, min(closed, first + _SEGMENT_EPOCHS - 1)),
+    ):
+        keys += count
+        if keys >= _SEGMENT_KEYS:
+            return int(epoch)
+    return min(closed, first + _SEGMENT_EPOCHS - 1)

@@ -1,0 +1,397 @@
+"""Publish this machine's epochs, or follow those of the repository's writer.
+
+Only the writer publishes (`publish`); the others apply what it did (`recover`), and one of them may
+take over (`writers`). A displaced writer keeps all it has and publishes no more, and so does a data
+directory that turns out to be a copy of the writer's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from syncer.errors import (
+    AccessError,
+    CorruptError,
+    DisplacedError,
+    SyncerError,
+    TemporaryError,
+    UsageError,
+)
+from syncer.exchange.checkpoint import Backlog, Checkpoints
+from syncer.exchange.incoming import Touched
+from syncer.exchange.publish import Publisher
+from syncer.exchange.recover import AppliedHook, BehindError, Follower, reload
+from syncer.exchange.writers import (
+    Chain,
+    RepositoryInfo,
+    Writers,
+    new_machine,
+    note_machine,
+    shares_numbers,
+)
+from syncer.metadata.db import Database
+from syncer.metadata.epochs import Epochs
+from syncer.metadata.tree import node_base
+from syncer.remote.base import Remote
+
+log = logging.getLogger(__name__)
+
+#: Larger sets of touched keys are told as "everything may have changed".
+_MAX_TOUCHED = 50_000
+#: How often the other machines are told that this one is alive.
+_NOTE_SECONDS = 3600.0
+#: How often a writer with nothing to publish looks whether it still is one.
+_LOOK_SECONDS = 5.0
+#: Between two steps of the thread: the least, and after what only a person can set right.
+_PAUSE_SECONDS = 0.2
+_FAILURE_SECONDS = 60.0
+_NODES_PER_MACHINE = 1 << 40
+_COPY = "this data directory is a copy or was restored from a backup"
+
+
+@dataclass(frozen=True)
+class ExchangeStatus:
+    """What `status` shows of the exchange. An epoch is the changes of some seconds."""
+
+    role: str
+    """"writer", "follower" or "displaced"."""
+    generation: int
+    writer: str
+    """The name of the machine that may publish, "" if it is not known yet."""
+    published: int
+    """The newest epoch that the remote has; of a follower: that it has applied."""
+    unpublished: int
+    """Closed epochs that the remote lacks."""
+    stranded: int
+    """Of a displaced writer: changes (files and names) that will not be published."""
+    ignored_segments: int
+    """Segments that were found to be published by a displaced writer, too late to count."""
+    error: str
+    """The last error in words, "" if the last attempt went well."""
+
+
+class Exchange:
+    """One data directory's part in the repository. Safe for use from several threads."""
+
+    def __init__(
+        self,
+        db: Database,
+        epochs: Epochs,
+        remote: Remote,
+        name: str,
+        on_applied: AppliedHook = lambda touched: None,
+    ) -> None:
+        """`name` is what others call this machine, such as its host name.
+
+        `on_applied` is called after others' changes were applied, with the keys that were
+        touched, or None: everything may have changed. It must not call back.
+        """
+        info = RepositoryInfo(db.get_meta("uuid"), db.get_meta("seed"))
+        self._db = db
+        self._epochs = epochs
+        self._remote = remote
+        self._name = name
+        self._info = info
+        self._on_applied = on_applied
+        #: Held by whoever publishes, follows or takes over; guards everything below.
+        self._turn = threading.RLock()
+        self._writers = Writers(remote, info)
+        self._follower = Follower(db, remote, info, self._writers)
+        self._publisher = Publisher(db, epochs, remote, info)
+        self._checkpoints = Checkpoints(db, remote, info)
+        self._is_adopted = False
+        self._is_settled = False
+        self._looked_at = 0.0
+        self._noted_at: float | None = None
+        # Set under _turn, read by `status` without it.
+        self._writer_name = ""
+        self._error = ""
+
+    @property
+    def role(self) -> str:
+        """ "writer", "follower" or "displaced"."""
+        return str(self._db.get_meta("role"))
+
+    def status(self) -> ExchangeStatus:
+        """The state of things, without a wait and without asking the remote."""
+        role = self.role
+        published: int = self._db.get_meta("published")
+        waiting = 0 if role == "follower" else self._publisher.newest_closed() - published
+        stranded = 0
+        if role == "displaced":
+            ((stranded,),) = self._db.query("SELECT count(*) FROM outbox")
+        return ExchangeStatus(
+            role=role,
+            generation=self._db.get_meta("generation"),
+            writer=self._writer_name,
+            published=published,
+            unpublished=max(0, waiting),
+            stranded=stranded,
+            ignored_segments=len(self._follower.branches),
+            error=self._error,
+        )
+
+    def step(self) -> bool:
+        """Do what the role asks for; whether there is more to do at once.
+
+        Raises DisplacedError when the role was lost, and whatever the remote raises; `status`
+        shows the error until a step succeeds, and that of a displaced writer for good.
+        """
+        with self._turn:
+            try:
+                is_busy = self._step()
+            except SyncerError as error:
+                self._error = str(error)
+                raise
+            if self.role != "displaced":
+                self._error = ""
+            return is_busy
+
+    def _step(self) -> bool:
+        if self.role == "follower":
+            return self.follow()
+        if self.role == "displaced":
+            if not self._is_settled:
+                self.check_writer()
+            return False
+        is_busy = self.publish_once()
+        if self._publisher.backlog.is_due:
+            self._checkpoint_step()
+            is_busy = True
+        return is_busy
+
+    # Publishing
+
+    def publish_once(self) -> bool:
+        """Publish the closed epochs that are whole, as one segment; whether there were any.
+
+        Raises DisplacedError if another machine has become the writer.
+        """
+        with self._turn:
+            if not self._is_adopted:
+                self.check_writer()
+                if not self._publisher.adopt():
+                    self._displace(_COPY)
+                self._is_adopted = True
+            self._note_machine()
+            is_published = self._publisher.publish(self.check_writer)
+            if time.monotonic() - self._looked_at >= _LOOK_SECONDS:
+                self.check_writer()
+            return is_published
+
+    # Who the writer is
+
+    def check_writer(self) -> None:
+        """Raise DisplacedError, and note the role, if this machine is not the writer."""
+        with self._turn:
+            chain = self._writers.look()
+            self._looked_at = time.monotonic()
+            generation: int = self._db.get_meta("generation")
+            newest = chain.newest
+            if newest is None or newest.generation < generation:
+                raise CorruptError(f"{self._remote.name} has lost who the repository's writer is")
+            self._writer_name = newest.name
+            is_newest = (newest.generation, newest.machine) == (
+                generation,
+                self._db.get_meta("machine"),
+            )
+            if is_newest and self.role == "writer":
+                return
+            if is_newest:
+                self._is_settled = True
+                self._displace(_COPY)
+            self._settle(chain)
+            self._displace(f"{newest.name} has become the repository's writer")
+
+    def _displace(self, reason: str) -> NoReturn:
+        if self.role == "writer":
+            self._db.set_meta("role", "displaced")
+        raise DisplacedError(f"{reason}; what is not published yet is kept here, and stays so")
+
+    def _settle(self, chain: Chain) -> None:
+        """Count own segments that the next writer has seen, though they came after its claim."""
+        generation = self._db.get_meta("generation")
+        for link in chain.links:
+            if link.generation == generation and link.end is not None:
+                self._publisher.count_until(link.end)
+        self._is_settled = not chain.is_changing_hands
+
+    def take_over(self) -> None:
+        """Make this follower the writer, with everything that was published until now.
+
+        Crash before its last step: this machine is a follower still, and the next call goes on
+        from the claim it has made. Raises DisplacedError if another machine did so at the same
+        time and won, UsageError if this one was the writer before and was displaced.
+        """
+        with self._turn:
+            if self.role == "writer":
+                return
+            if self.role == "displaced":
+                raise UsageError(
+                    "this data directory has changes that are not in the repository's history;"
+                    " make a new clone to take over"
+                )
+            self.follow()
+            self._renumber()
+            machine: int = self._db.get_meta("machine")
+            claim = self._writers.claim(machine, self._name)
+            self._follow(as_claimant=True)
+            last = self._follower.last_link
+            published: int = self._db.get_meta("published")
+            if last is None or last.generation != claim.generation:
+                previous = last.generation if last else 0
+                parent: str = self._db.get_meta("parent_segment")
+                self._writers.settle(claim.generation, previous, published, parent)
+            with self._db.transaction():
+                self._db.execute("DELETE FROM chunk")
+                self._db.set_meta("checkpoint", 0)
+                self._db.set_meta("next_node", self._next_node(machine))
+                self._db.set_meta("generation", claim.generation)
+                self._db.set_meta("writer", machine)
+                self._db.set_meta("role", "writer")
+            self._is_adopted = False
+            self._noted_at = None
+            self._epochs.restart()
+            self._on_applied(None)
+
+    def _renumber(self) -> None:
+        """See to it that no other machine makes nodes with the same numbers."""
+        machine: int = self._db.get_meta("machine")
+        if shares_numbers(self._remote, machine):
+            machine = new_machine(self._remote)
+            self._db.set_meta("machine", machine)
+            note_machine(self._remote, machine, self._name, "follower", 0)
+
+    def _next_node(self, machine: int) -> int:
+        base = node_base(machine)
+        newest = base
+        for table in ("node", "node_past"):
+            row = self._db.query_one(
+                f"SELECT max(id) FROM {table} WHERE id BETWEEN ? AND ?",
+                (base, base + _NODES_PER_MACHINE - 1),
+            )
+            newest = max(newest, row[0] or 0 if row else 0)
+        return newest + 1
+
+    def _note_machine(self) -> None:
+        now = time.monotonic()
+        if self._noted_at is not None and now - self._noted_at < _NOTE_SECONDS:
+            return
+        # A follower may have no right to write; then nobody need know of it.
+        with contextlib.suppress(AccessError):
+            machine, published = self._db.get_meta("machine"), self._db.get_meta("published")
+            note_machine(self._remote, machine, self._name, self.role, published)
+        self._noted_at = now
+
+    # Following
+
+    def follow(self) -> bool:
+        """Apply what the writer has published since; whether there was something."""
+        with self._turn:
+            if self.role != "follower":
+                return False
+            self._note_machine()
+            return self._follow()
+
+    def _follow(self, *, as_claimant: bool = False) -> bool:
+        before = self._db.get_meta("published")
+        try:
+            self._follower.follow(self._tell, as_claimant=as_claimant)
+        except BehindError:
+            reload(self._db, self._remote, self._info)
+            self._on_applied(None)
+            self._follower.follow(self._tell, as_claimant=as_claimant)
+        finally:
+            self._epochs.restart()
+            self._writer_name = self._follower.writer_name
+        return bool(self._db.get_meta("published") != before)
+
+    def _tell(self, touched: Touched) -> None:
+        is_small = len(touched.entries) + len(touched.nodes) <= _MAX_TOUCHED
+        self._on_applied(touched if is_small else None)
+
+    # Checkpoints
+
+    def checkpoint(self) -> None:
+        """Make a checkpoint of what is published, and delete what it makes superfluous."""
+        with self._turn:
+            if not self._is_adopted:
+                self.publish_once()
+            while not self._checkpoint_step():
+                pass
+
+    def _checkpoint_step(self) -> bool:
+        if not self._checkpoints.step():
+            return False
+        self.check_writer()
+        self._publisher.backlog = Backlog()
+        self._checkpoints.clean_up()
+        return True
+
+
+class ExchangeLoop:
+    """The thread `syncer-publisher`, which publishes or follows, as the role says."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        interval_seconds: float = 2.0,
+        after_step: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Without a kick it looks every `interval_seconds`; the role may change in each step."""
+        self._exchange = exchange
+        self._interval_seconds = interval_seconds
+        self._after_step = after_step
+        self._kicked = threading.Event()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="syncer-publisher", daemon=True)
+        self._thread.start()
+
+    def kick(self) -> None:
+        """An epoch was closed or blocks became clean: look soon."""
+        self._kicked.set()
+
+    def stop(self) -> None:
+        """End the thread, after the step it is at."""
+        self._stopping.set()
+        self._kicked.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            # Before the step, so that a kick during it is not lost.
+            self._kicked.clear()
+            delay_seconds = self._step()
+            self._after_step()
+            if delay_seconds:
+                # Kicks come with every block that is uploaded; gather some.
+                self._stopping.wait(_PAUSE_SECONDS)
+                self._kicked.wait(delay_seconds)
+
+    def _step(self) -> float:
+        """One step; returns the seconds to wait at most until the next one."""
+        previous = self._exchange.status().error
+        try:
+            return 0.0 if self._exchange.step() else self._interval_seconds
+        except TemporaryError as error:
+            if str(error) != previous:
+                log.info("the exchange waits: %s", error)
+            return self._interval_seconds
+        except SyncerError as error:
+            if str(error) != previous:
+                log.error("the exchange stopped: %s", error)
+            return _FAILURE_SECONDS
+        except Exception:
+            log.exception("the exchange failed; it tries again")
+            return _FAILURE_SECONDS

@@ -1,0 +1,310 @@
+"""Who may publish: the repository's description, its machines, and its chain of writers.
+
+One machine at a time is the repository's writer. Each time the role changes hands, the generation
+goes up by one, in two steps:
+
+    writers/00000002         the claim: which machine; created exclusively, so only one wins
+    writers/00000002.start   the start: after which epoch of which generation it goes on
+
+The new writer claims, then follows the log to its end, then writes the start. The former writer
+puts a segment, then looks whether somebody has claimed, and counts the segment as published only
+if nobody has. So a segment that it counted was there before the claim, and the new writer sees
+it: what was once published stays. What comes later than the claim may miss the start; it is then
+a branch, which readers ignore.
+
+Until a claim has its start, nobody knows where the former generation ends; readers wait. A
+machine that dies in between leaves a claim that the next one simply passes over. The chain is
+therefore read backwards, from the newest start through the generations that each goes on from.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+import uuid
+from dataclasses import dataclass
+
+from syncer.codec import BLOCK_BYTES, PIECE_BYTES
+from syncer.errors import (
+    CorruptError,
+    DisplacedError,
+    ExistsError,
+    ForeignError,
+    FormatError,
+    MissingError,
+)
+from syncer.exchange.wire import MAX_JSON_BYTES, decode_json, encode_json
+from syncer.metadata.db import Database
+from syncer.metadata.tree import node_base
+from syncer.remote.base import CONFIG_KEY, Remote
+
+_HASH = "xxh3-128"
+#: More changes of the writer than any person makes; a list that is longer is an attack.
+_MAX_GENERATIONS = 10_000
+
+
+@dataclass(frozen=True)
+class RepositoryInfo:
+    """What `syncer.json` says; it never changes."""
+
+    uuid: str
+    #: Of all hashes, 63 bits.
+    seed: int
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That a machine wants to be, or is, the writer of a generation."""
+
+    generation: int
+    machine: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Link:
+    """One generation of the chain: `machine` wrote the epochs behind `after`, up to `end`."""
+
+    generation: int
+    machine: int
+    name: str
+    after: int
+    #: Key of the segment that ends with `after`, "" if that is 0.
+    parent: str
+    #: Its last epoch that counts; None: it may still write.
+    end: int | None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What `writers/` says, newest generation last."""
+
+    newest: Claim | None
+    links: tuple[Link, ...]
+
+    @property
+    def is_changing_hands(self) -> bool:
+        """Whether the newest claim lacks its start, so that the end of the chain is unknown."""
+        settled = self.links[-1].generation if self.links else 0
+        return self.newest is not None and self.newest.generation != settled
+
+    def link_of(self, epoch: int) -> Link | None:
+        """Who wrote, or is to write, this epoch."""
+        for link in reversed(self.links):
+            if epoch > link.after:
+                return link
+        return None
+
+
+def new_machine(remote: Remote | None = None) -> int:
+    """A random machine id of 63 bits whose node numbers no machine of the repository uses."""
+    taken = set() if remote is None else {node_base(other) for other in _machines(remote)}
+    while True:
+        machine = secrets.randbits(63)
+        if machine and node_base(machine) not in taken:
+            return machine
+
+
+def shares_numbers(remote: Remote, machine: int) -> bool:
+    """Whether another machine of the repository makes nodes with the same numbers."""
+    others = (other for other in _machines(remote) if other != machine)
+    return any(node_base(other) == node_base(machine) for other in others)
+
+
+def _machines(remote: Remote) -> list[int]:
+    names = (re.fullmatch(r"([0-9a-f]{16})\.json", entry.name) for entry in remote.list("machines"))
+    return [int(match[1], 16) for match in names if match]
+
+
+def note_machine(remote: Remote, machine: int, name: str, role: str, epoch: int) -> None:
+    """Tell the others that this machine exists, and up to which epoch it knows the history."""
+    body = encode_json(name=_clean(name), role=role, seen_ns=time.time_ns(), epoch=epoch)
+    remote.put(f"machines/{machine:016x}.json", body)
+
+
+def _clean(name: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in name)[:255]
+
+
+def init_repository(remote: Remote, machine: int, name: str) -> RepositoryInfo:
+    """Make a repository in the remote's folder, with `machine` (called `name`) as its writer.
+
+    If a former call was cut off when nobody was the writer yet, this one goes on from there.
+    Raises ExistsError if there is a repository already, ForeignError if there is something else.
+    """
+    if remote.is_empty():
+        info = RepositoryInfo(str(uuid.uuid4()), secrets.randbits(63))
+        remote.make_folders()
+        body = encode_json(
+            uuid=info.uuid,
+            seed=info.seed,
+            hash=_HASH,
+            block_bytes=BLOCK_BYTES,
+            piece_bytes=PIECE_BYTES,
+        )
+        remote.create(CONFIG_KEY, body)
+    else:
+        info = read_repository(remote)
+        if Writers(remote, info).look().newest is not None:
+            raise ExistsError(f"{remote.name} is a repository already; use clone")
+    note_machine(remote, machine, name, "writer", 0)
+    try:
+        Writers(remote, info).claim(machine, name)
+    except DisplacedError as error:
+        raise ExistsError(f"{remote.name} has just become a repository ({error})") from error
+    return info
+
+
+def read_repository(remote: Remote) -> RepositoryInfo:
+    """The description of the repository in the remote's folder.
+
+    Raises MissingError if the folder is missing or empty, ForeignError if it holds something
+    else, FormatError if a newer syncer made it, CorruptError if its description is damaged.
+    """
+    try:
+        data = remote.get(CONFIG_KEY, 0, MAX_JSON_BYTES + 1)
+    except MissingError:
+        if remote.is_empty():
+            raise MissingError(f"there is no repository in {remote.name}") from None
+        raise ForeignError(
+            f"{remote.name} holds something else than a repository; choose an empty or a new folder"
+        ) from None
+    seed, block_bytes, piece_bytes, identity, hash_name = decode_json(
+        data, CONFIG_KEY, ("seed", "block_bytes", "piece_bytes"), ("uuid", "hash")
+    )
+    if (block_bytes, piece_bytes, hash_name) != (BLOCK_BYTES, PIECE_BYTES, _HASH):
+        raise FormatError(f"{remote.name} was made by a newer syncer; install that version")
+    try:
+        if str(uuid.UUID(identity)) != identity:
+            raise ValueError
+    except ValueError:
+        raise CorruptError(f"{CONFIG_KEY} is damaged: impossible uuid") from None
+    return RepositoryInfo(identity, seed)
+
+
+def set_up_database(db: Database, info: RepositoryInfo, machine: int, role: str = "writer") -> None:
+    """Make a new, empty database that of a machine of the repository; no epoch is known yet."""
+    with db.transaction():
+        db.set_meta("uuid", info.uuid)
+        db.set_meta("seed", info.seed)
+        db.set_meta("machine", machine)
+        db.set_meta("next_node", node_base(machine) + 1)
+        db.set_meta("role", role)
+        db.set_meta("writer", machine if role == "writer" else 0)
+        db.set_meta("generation", 1 if role == "writer" else 0)
+        db.set_meta("published", 0)
+        db.set_meta("checkpoint", 0)
+        db.set_meta("parent_segment", "")
+
+
+class Writers:
+    """Reads and prolongs the chain of writers. Used by one thread at a time."""
+
+    def __init__(self, remote: Remote, info: RepositoryInfo) -> None:
+        self._remote = remote
+        self._info = info
+        # What is under writers/ never changes once it is there.
+        self._claims: dict[int, Claim] = {}
+        self._starts: dict[int, tuple[int, int, str]] = {}
+
+    def look(self) -> Chain:
+        """The chain as it is now: one listing, and each object in it is read only once.
+
+        Raises CorruptError or FormatError.
+        """
+        names = [entry.name for entry in self._remote.list("writers")]
+        if len(names) > 2 * _MAX_GENERATIONS:
+            raise CorruptError("writers/ holds impossibly many objects")
+        for name in names:
+            match = re.fullmatch(r"([0-9]{8})(\.start)?", name)
+            if match is None or not int(match[1]):
+                continue
+            generation = int(match[1])
+            if match[2] and generation not in self._starts:
+                self._starts[generation] = self._read_start(generation)
+            elif not match[2] and generation not in self._claims:
+                self._claims[generation] = self._read_claim(generation)
+        newest = self._claims[max(self._claims)] if self._claims else None
+        return Chain(newest, self._links())
+
+    def _links(self) -> tuple[Link, ...]:
+        settled = self._starts.keys() & self._claims.keys()
+        generation = max(settled, default=0)
+        links: list[Link] = []
+        end: int | None = None
+        while generation:
+            if generation not in settled:
+                raise CorruptError(f"{_key(generation)}: generation {generation} is missing")
+            previous, after, parent = self._starts[generation]
+            if end is not None and after > end:
+                raise CorruptError(f"{_key(generation)}.start is damaged: impossible epoch")
+            claim = self._claims[generation]
+            links.append(Link(generation, claim.machine, claim.name, after, parent, end))
+            generation, end = previous, after
+        return tuple(reversed(links))
+
+    def _read_claim(self, generation: int) -> Claim:
+        key = _key(generation)
+        data = self._remote.get(key, 0, MAX_JSON_BYTES + 1)
+        machine, identity, name = decode_json(data, key, ("machine",), ("uuid", "name"))
+        self._check_uuid(key, identity)
+        return Claim(generation, machine, name)
+
+    def _read_start(self, generation: int) -> tuple[int, int, str]:
+        key = f"{_key(generation)}.start"
+        data = self._remote.get(key, 0, MAX_JSON_BYTES + 1)
+        previous, after, identity, parent = decode_json(
+            data, key, ("previous", "after"), ("uuid", "parent")
+        )
+        self._check_uuid(key, identity)
+        # That it goes down is what ends the walk along the chain.
+        if previous >= generation:
+            raise CorruptError(f"{key} is damaged: impossible generation")
+        return previous, after, parent
+
+    def _check_uuid(self, key: str, identity: str) -> None:
+        if identity != self._info.uuid:
+            raise CorruptError(f"{key} belongs to another repository")
+
+    def claim(self, machine: int, name: str) -> Claim:
+        """Claim the next generation; or take up the claim that this machine has made already.
+
+        Raises DisplacedError if another machine does so at the same time, and wins.
+        """
+        newest = self.look().newest
+        if newest is not None and newest.machine == machine:
+            return newest
+        generation = newest.generation + 1 if newest else 1
+        body = encode_json(
+            uuid=self._info.uuid, machine=machine, name=_clean(name), time_ns=time.time_ns()
+        )
+        if generation == 1:
+            # There is nothing to follow first, and whoever wins begins at the same place.
+            self._put_start(generation, 0, 0, "")
+        try:
+            self._remote.create(_key(generation), body)
+        except ExistsError:
+            winner = self._read_claim(generation)
+            raise DisplacedError(f"{winner.name} has taken over at the same time") from None
+        return Claim(generation, machine, name)
+
+    def settle(self, generation: int, previous: int, after: int, parent: str) -> None:
+        """Write the start of a claimed generation: it goes on behind epoch `after` of `previous`.
+
+        Raises DisplacedError if another machine has claimed since; the start then counts for
+        nothing.
+        """
+        self._put_start(generation, previous, after, parent)
+        newest = self.look().newest
+        if newest is None or newest.generation != generation:
+            name = newest.name if newest else "nobody"
+            raise DisplacedError(f"{name} has taken over at the same time")
+
+    def _put_start(self, generation: int, previous: int, after: int, parent: str) -> None:
+        body = encode_json(uuid=self._info.uuid, previous=previous, after=after, parent=parent)
+        self._remote.put(f"{_key(generation)}.start", body)
+
+
+def _key(generation: int) -> str:
+    return f"writers/{generation:08d}"

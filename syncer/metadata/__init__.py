@@ -1,0 +1,1 @@
+"""The versioned metadata: SQLite, epochs, what files hold, nodes and names."""

@@ -1,0 +1,489 @@
+"""The metadata tree at "now": nodes, names and extended attributes, all versioned.
+
+It keeps link counts, usage and the outbox true, and knows nothing about POSIX errors or handles:
+`vfs` decides what a call means, this module records it. What a file holds is `Contents`'s part.
+Every mutator runs in a transaction of its own or in the caller's (`transaction`).
+
+A row that is changed for the first time in an epoch is copied to its "_past" twin with that epoch
+as the end of its life; further changes in the same epoch overwrite it. So each epoch in which
+something changed leaves one past row per changed row, and the present has tables of its own.
+
+Mutators that end a file return the ids of blocks whose placement never became history, since they
+were placed and removed within one epoch. The caller gives them to `Blocks.unname`.
+"""
+
+from __future__ import annotations
+
+import stat
+import threading
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+from syncer.metadata.contents import INLINE_RUN, Contents
+from syncer.metadata.db import Database
+from syncer.metadata.epochs import Epochs
+
+ROOT = 1
+
+_TAG_BITS = 22
+_COUNTER_BITS = 40
+#: Node numbers are taken from the database this many at a time; a crash skips the rest.
+_NODE_BATCH = 1024
+_MAX_CACHED = 20_000
+
+_NODE_COLUMNS = (
+    "id, born, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, btime_ns, target"
+)
+_PAST_NODE = (
+    "INSERT INTO node_past SELECT id, born, ?, mode, uid, gid, rdev, nlink, size, atime_ns,"
+    " mtime_ns, ctime_ns, btime_ns, target FROM node WHERE id = ?"
+)
+
+
+class Node(NamedTuple):
+    """One row of table `node`. `Tree.save` takes a changed copy."""
+
+    id: int
+    born: int
+    mode: int
+    uid: int
+    gid: int
+    rdev: int
+    nlink: int
+    size: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    btime_ns: int
+    target: bytes | None
+
+    @property
+    def is_dir(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_file(self) -> bool:
+        return stat.S_ISREG(self.mode)
+
+    def changed(self, **values: Any) -> Node:
+        """A copy with other values."""
+        return self._replace(**values)
+
+
+class _Stale(threading.local):
+    """Files with several names that the current thread has changed, and not told of yet.
+
+    By thread, so that the call that made a change is the one that waits until it shows.
+    """
+
+    def __init__(self) -> None:
+        self.numbers: set[int] = set()
+
+
+def node_base(machine: int) -> int:
+    """The number before the first node of a machine: its tag, never 0, above the counter."""
+    return (machine % ((1 << _TAG_BITS) - 1) + 1) << _COUNTER_BITS
+
+
+class Tree:
+    """Nodes and names at "now". Safe for use from several threads."""
+
+    def __init__(self, db: Database, epochs: Epochs, contents: Contents) -> None:
+        self._db = db
+        self._epochs = epochs
+        self._contents = contents
+        # These mirror rows and are guarded by db.lock.
+        self._nodes: dict[int, Node] = {}
+        self._names: dict[tuple[int, bytes], int] = {}
+        self._node_numbers = iter(range(0))
+        #: Counts the changes of names; a directory listing that spans calls compares it.
+        self.name_changes = 0
+        self._stale = _Stale()
+        db.on_rollback(self.forget)
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Several changes as one. Holds the database's lock; no slow work inside."""
+        return self._db.transaction()
+
+    def make_root(self, uid: int, gid: int) -> None:
+        """Make the root directory of a new repository."""
+        now = self.now_ns()
+        root = Node(
+            ROOT,
+            self._epochs.open,
+            stat.S_IFDIR | 0o755,
+            uid,
+            gid,
+            0,
+            2,
+            0,
+            now,
+            now,
+            now,
+            now,
+            None,
+        )
+        with self._db.transaction():
+            self._insert(root)
+
+    def now_ns(self) -> int:
+        return self._epochs.now_ns()
+
+    def forget(self) -> None:
+        """Drop all cached rows: a transaction was rolled back, or others changed the tables."""
+        with self._db.lock:
+            self._nodes.clear()
+            self._names.clear()
+            # Numbers that a transaction took and lost are taken again.
+            self._node_numbers = iter(range(0))
+            self.name_changes += 1
+
+    # Looking
+
+    def node(self, node_id: int) -> Node | None:
+        """The node of this number, or None."""
+        with self._db.lock:
+            node = self._nodes.get(node_id)
+            if node is None:
+                row = self._db.query_one(
+                    f"SELECT {_NODE_COLUMNS} FROM node WHERE id = ?", (node_id,)
+                )
+                if row is None:
+                    return None
+                node = Node(*row)
+                self._remember(node)
+            return node
+
+    def lookup(self, parent: int, name: bytes) -> int | None:
+        """The number of the node that directory `parent` calls `name`, or None."""
+        key = (parent, name)
+        with self._db.lock:
+            found = self._names.get(key)
+            if found is None:
+                row = self._db.query_one("SELECT node FROM name WHERE parent = ? AND name = ?", key)
+                if row is None:
+                    return None
+                found = row[0]
+                self._remember_name(key, found)
+            return found
+
+    def entries(self, parent: int, after: bytes, limit: int) -> list[tuple[bytes, Node]]:
+        """Up to `limit` entries of a directory in the order of their names, from after `after`."""
+        rows = self._db.query(
+            "SELECT name.name, node.* FROM name JOIN node ON node.id = name.node"
+            " WHERE name.parent = ? AND name.name > ? ORDER BY name.name LIMIT ?",
+            (parent, after, limit),
+        )
+        return [(row[0], Node(*row[1:])) for row in rows]
+
+    def all_entries(self, parent: int) -> list[Node]:
+        """The nodes of all entries of a directory."""
+        rows = self._db.query(
+            "SELECT node.* FROM name JOIN node ON node.id = name.node WHERE name.parent = ?",
+            (parent,),
+        )
+        return [Node(*row) for row in rows]
+
+    def is_empty(self, directory: int) -> bool:
+        return not self._db.query_one("SELECT 1 FROM name WHERE parent = ? LIMIT 1", (directory,))
+
+    def names_of(self, node_id: int) -> list[tuple[int, bytes]]:
+        """All (parent, name) that lead to a node."""
+        return self._db.query("SELECT parent, name FROM name WHERE node = ?", (node_id,))
+
+    def path_of(self, node_id: int) -> bytes:
+        """One path of a node from the root, for messages; b"?" where it has none."""
+        parts: list[bytes] = []
+        while node_id != ROOT:
+            row = self._db.query_one("SELECT parent, name FROM name WHERE node = ?", (node_id,))
+            if row is None or len(parts) > 4096:
+                return b"?"
+            parts.append(row[1])
+            node_id = row[0]
+        return b"/" + b"/".join(reversed(parts))
+
+    def totals(self) -> tuple[int, int]:
+        """(nodes, bytes of files) that are there now."""
+        row = self._db.query_one("SELECT nodes, file_bytes FROM usage")
+        assert row is not None
+        return row[0], row[1]
+
+    def _remember(self, node: Node) -> None:
+        if len(self._nodes) >= _MAX_CACHED:
+            del self._nodes[next(iter(self._nodes))]
+        self._nodes[node.id] = node
+
+    def _remember_name(self, key: tuple[int, bytes], node_id: int) -> None:
+        if len(self._names) >= _MAX_CACHED:
+            del self._names[next(iter(self._names))]
+        self._names[key] = node_id
+
+    # Nodes
+
+    def create(
+        self,
+        parent: Node,
+        name: bytes,
+        mode: int,
+        uid: int,
+        gid: int,
+        *,
+        rdev: int = 0,
+        target: bytes | None = None,
+    ) -> Node:
+        """Make a node and its first name. The caller has seen that the name is free."""
+        with self._db.transaction():
+            now = self.now_ns()
+            is_dir = stat.S_ISDIR(mode)
+            size = len(target) if target is not None else 0
+            number = self._next_number()
+            node = Node(
+                number, self._epochs.open, mode, uid, gid, rdev, 2 if is_dir else 1, size,
+                now, now, now, now, target,
+            )  # fmt: skip
+            self._insert(node)
+            self._add_name(parent.id, name, number)
+            self.touch_directory(parent.id, now, 1 if is_dir else 0)
+            return node
+
+    def _next_number(self) -> int:
+        number = next(self._node_numbers, None)
+        if number is None:
+            first = self._db.get_meta("next_node")
+            self._db.set_meta("next_node", first + _NODE_BATCH)
+            self._node_numbers = iter(range(first, first + _NODE_BATCH))
+            number = next(self._node_numbers)
+        return number
+
+    def _insert(self, node: Node) -> None:
+        self._db.execute(
+            f"INSERT INTO node({_NODE_COLUMNS}) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            node,
+        )
+        self._db.execute("UPDATE usage SET nodes = nodes + 1")
+        self._epochs.touch(node.id)
+        self._remember(node)
+
+    def save(self, node: Node) -> None:
+        """Make `node`, a changed copy, the present state of its row."""
+        with self._db.transaction():
+            before = self.node(node.id)
+            assert before is not None
+            if before.born != self._epochs.open:
+                self._db.execute(_PAST_NODE, (self._epochs.open, node.id))
+            self._epochs.touch(node.id)
+            self._overwrite(node._replace(born=self._epochs.open))
+            # Also when it loses its last but one: the name that stays shows the old count.
+            self.note_change(before if before.nlink > node.nlink else node)
+            if node.size != before.size and node.is_file:
+                self._db.execute(
+                    "UPDATE usage SET file_bytes = file_bytes + ?", (node.size - before.size,)
+                )
+
+    def note_change(self, node: Node) -> None:
+        """What the kernel knows of a file under its other names is out of date."""
+        if node.nlink > 1 and not node.is_dir:
+            self._stale.numbers.add(node.id)
+
+    def take_stale_paths(self) -> list[bytes]:
+        """All paths of files with several that this thread has changed since its last call."""
+        paths: list[bytes] = []
+        while self._stale.numbers:
+            for parent, name in self.names_of(self._stale.numbers.pop()):
+                above = b"" if parent == ROOT else self.path_of(parent)
+                paths.append(above + b"/" + name)
+        return paths
+
+    def _overwrite(self, node: Node) -> None:
+        self._db.execute(
+            "UPDATE node SET born = ?, mode = ?, uid = ?, gid = ?, rdev = ?, nlink = ?, size = ?,"
+            " atime_ns = ?, mtime_ns = ?, ctime_ns = ?, btime_ns = ?, target = ? WHERE id = ?",
+            (*node[1:], node.id),
+        )
+        self._remember(node)
+
+    def set_atime(self, node_id: int, atime_ns: int) -> None:
+        """Record a reading: in place, without a version."""
+        with self._db.transaction():
+            node = self.node(node_id)
+            if node is not None:
+                self._overwrite(node.changed(atime_ns=atime_ns))
+
+    def touch_directory(self, directory: int, now_ns: int, links: int = 0) -> None:
+        """A directory's entries changed: its times, and `links` subdirectories more."""
+        node = self.node(directory)
+        assert node is not None
+        self.save(node.changed(mtime_ns=now_ns, ctime_ns=now_ns, nlink=node.nlink + links))
+
+    # Names
+
+    def link(self, node_id: int, parent: int, name: bytes) -> Node:
+        """Give a node one more name; the caller has seen that the name is free."""
+        with self._db.transaction():
+            now = self.now_ns()
+            node = self.node(node_id)
+            assert node is not None
+            node = node.changed(nlink=node.nlink + 1, ctime_ns=now)
+            self.save(node)
+            self._add_name(parent, name, node_id)
+            self.touch_directory(parent, now)
+            return node
+
+    def unlink(self, parent: int, name: bytes, *, keep: bool) -> list[bytes]:
+        """Take a name away, and with its last name the node; returns the dropped block ids.
+
+        With `keep` a node without a name stays as an orphan until `remove_orphan`: it is open.
+        """
+        with self._db.transaction():
+            now = self.now_ns()
+            node_id = self._remove_name(parent, name)
+            node = self.node(node_id)
+            assert node is not None
+            self.touch_directory(parent, now, -1 if node.is_dir else 0)
+            links = 0 if node.is_dir else node.nlink - 1
+            if links or keep:
+                self.save(node.changed(nlink=links, ctime_ns=now))
+                if not links:
+                    self._db.execute("INSERT OR IGNORE INTO orphan(node) VALUES(?)", (node_id,))
+                return []
+            return self._remove_node(node)
+
+    def rename(self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes) -> None:
+        """Move a name; the caller has freed the new one, within the same transaction."""
+        with self._db.transaction():
+            now = self.now_ns()
+            node_id = self._remove_name(old_parent, old_name)
+            self._add_name(new_parent, new_name, node_id)
+            node = self.node(node_id)
+            assert node is not None
+            moved_directory = 1 if node.is_dir and old_parent != new_parent else 0
+            self.save(node.changed(ctime_ns=now))
+            self.touch_directory(old_parent, now, -moved_directory)
+            if new_parent != old_parent:
+                self.touch_directory(new_parent, now, moved_directory)
+
+    def exchange(self, parent_a: int, name_a: bytes, parent_b: int, name_b: bytes) -> None:
+        """Swap what two names lead to."""
+        with self._db.transaction():
+            now = self.now_ns()
+            node_a = self._remove_name(parent_a, name_a)
+            node_b = self._remove_name(parent_b, name_b)
+            self._add_name(parent_a, name_a, node_b)
+            self._add_name(parent_b, name_b, node_a)
+            for number in {node_a, node_b}:
+                node = self.node(number)
+                assert node is not None
+                self.save(node.changed(ctime_ns=now))
+            a, b = self.node(node_a), self.node(node_b)
+            assert a is not None and b is not None
+            shift = int(b.is_dir) - int(a.is_dir) if parent_a != parent_b else 0
+            self.touch_directory(parent_a, now, shift)
+            if parent_a != parent_b:
+                self.touch_directory(parent_b, now, -shift)
+
+    def _add_name(self, parent: int, name: bytes, node_id: int) -> None:
+        self._db.execute(
+            "INSERT INTO name VALUES(?, ?, ?, ?)", (parent, name, node_id, self._epochs.open)
+        )
+        self._epochs.touch(parent, name)
+        self._remember_name((parent, name), node_id)
+        self.name_changes += 1
+
+    def _remove_name(self, parent: int, name: bytes) -> int:
+        key = (parent, name)
+        row = self._db.query_one("SELECT node, born FROM name WHERE parent = ? AND name = ?", key)
+        assert row is not None
+        node_id, born = row
+        if born != self._epochs.open:
+            self._db.execute(
+                "INSERT INTO name_past VALUES(?, ?, ?, ?, ?)",
+                (parent, name, node_id, born, self._epochs.open),
+            )
+        self._db.execute("DELETE FROM name WHERE parent = ? AND name = ?", key)
+        self._epochs.touch(parent, name)
+        self._names.pop(key, None)
+        self.name_changes += 1
+        return int(node_id)
+
+    # Orphans
+
+    def orphans(self) -> list[tuple[int, int | None, bytes | None]]:
+        """(node, parent, name) of files without a name; the last two while it is provisional."""
+        return self._db.query("SELECT node, parent, name FROM orphan")
+
+    def set_provisional(self, node_id: int, parent: int | None, name: bytes | None) -> None:
+        """Note where an orphan's name was, for a crash to put it back; or that it is final."""
+        with self._db.transaction():
+            self._db.execute(
+                "UPDATE orphan SET parent = ?, name = ? WHERE node = ?", (parent, name, node_id)
+            )
+
+    def adopt_orphan(self, node_id: int, parent: int, name: bytes) -> None:
+        """Give an orphan a name again."""
+        with self._db.transaction():
+            self._db.execute("DELETE FROM orphan WHERE node = ?", (node_id,))
+            self.link(node_id, parent, name)
+
+    def remove_orphan(self, node_id: int) -> list[bytes]:
+        """Remove a file that has no name and is no longer open; returns the dropped ids."""
+        with self._db.transaction():
+            node = self.node(node_id)
+            self._db.execute("DELETE FROM orphan WHERE node = ?", (node_id,))
+            return self._remove_node(node) if node is not None and not node.nlink else []
+
+    def _remove_node(self, node: Node) -> list[bytes]:
+        dropped = self._contents.end(node.id, INLINE_RUN)
+        self._contents.drop_patches(node.id)
+        self._end_rows("xattr", "node, name, born, {}, value", node.id)
+        if node.born != self._epochs.open:
+            self._db.execute(_PAST_NODE, (self._epochs.open, node.id))
+        self._db.execute("DELETE FROM node WHERE id = ?", (node.id,))
+        self._db.execute(
+            "UPDATE usage SET nodes = nodes - 1, file_bytes = file_bytes - ?",
+            (node.size if node.is_file else 0,),
+        )
+        self._epochs.touch(node.id)
+        self._nodes.pop(node.id, None)
+        return dropped
+
+    def _end_rows(self, table: str, columns: str, node_id: int) -> None:
+        """Move all rows of a node in `table` to the past, those of this epoch to nothing."""
+        self._db.execute(
+            f"INSERT INTO {table}_past SELECT {columns.format(self._epochs.open)} FROM {table}"
+            " WHERE node = ? AND born != ?",
+            (node_id, self._epochs.open),
+        )
+        self._db.execute(f"DELETE FROM {table} WHERE node = ?", (node_id,))
+
+    # Extended attributes
+
+    def xattr(self, node_id: int, name: bytes) -> bytes | None:
+        row = self._db.query_one(
+            "SELECT value FROM xattr WHERE node = ? AND name = ?", (node_id, name)
+        )
+        return row[0] if row else None
+
+    def xattrs(self, node_id: int) -> list[bytes]:
+        """The names of a node's extended attributes."""
+        return [row[0] for row in self._db.query(
+            "SELECT name FROM xattr WHERE node = ?", (node_id,)
+        )]  # fmt: skip
+
+    def set_xattr(self, node_id: int, name: bytes, value: bytes | None) -> None:
+        """Set an extended attribute, or remove it (None)."""
+        with self._db.transaction():
+            node = self.node(node_id)
+            assert node is not None
+            self._db.execute(
+                "INSERT INTO xattr_past SELECT node, name, born, ?, value FROM xattr"
+                " WHERE node = ? AND name = ? AND born != ?",
+                (self._epochs.open, node_id, name, self._epochs.open),
+            )
+            if value is None:
+                self._db.execute("DELETE FROM xattr WHERE node = ? AND name = ?", (node_id, name))
+            else:
+                self._db.execute(
+                    "INSERT OR REPLACE INTO xattr VALUES(?, ?, ?, ?)",
+                    (node_id, name, self._epochs.open, value),
+                )
+            self.save(node.changed(ctime_ns=self.now_ns()))

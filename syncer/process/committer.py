@@ -1,0 +1,98 @@
+"""The committer: every few seconds, what was written becomes power-safe and an epoch ends.
+
+One round, and what a power cut after each step leaves:
+
+1. buffers of open files are sealed     their blocks may be lost: rows that name them are marked
+                                        (block.synced = 0) and checked after an unclean start
+2. the epoch is closed                  nothing new; changes from here on belong to the next one
+3. block files are synced, marked so    the rows of this epoch may still be lost, not mixed up
+4. the database is synced               everything up to the closed epoch is safe
+5. what is superseded is unlinked       a file without a row, which the next sweep removes
+
+fsync takes steps 1, 3 and 4 for one file, at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from syncer.blocks.store import Blocks
+from syncer.errors import SyncerError
+from syncer.metadata.db import Database
+from syncer.metadata.epochs import Epochs
+from syncer.vfs.calls import Vfs
+
+log = logging.getLogger(__name__)
+
+#: The WAL is copied into the database when it is larger than this.
+_WAL_BYTES = 16 << 20
+
+
+class Committer:
+    """The thread `syncer-committer`. `round` may also be called by others, one at a time."""
+
+    def __init__(
+        self,
+        db: Database,
+        epochs: Epochs,
+        blocks: Blocks,
+        vfs: Vfs,
+        interval_seconds: float,
+        on_closed: Callable[[], None],
+    ) -> None:
+        self._db = db
+        self._epochs = epochs
+        self._blocks = blocks
+        self._vfs = vfs
+        self._interval_seconds = interval_seconds
+        self._on_closed = on_closed
+        self._stopping = threading.Event()
+        self._round_lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="syncer-committer", daemon=True)
+        #: The error of the last round in words, "" if it went well; `status` shows it.
+        self.error = ""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, and take one last round."""
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self.round()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._interval_seconds):
+            try:
+                self.round()
+            except SyncerError as error:
+                # The next round tries again; status shows it meanwhile.
+                self.error = str(error)
+                log.warning("changes could not be made power-safe: %s", error)
+            except Exception:
+                self.error = "changes could not be made power-safe; see the log"
+                log.exception("the committer's round failed")
+
+    def round(self, *, seal: bool = False) -> None:
+        """Make everything that was written so far power-safe, and close the epoch.
+
+        With `seal`, small rewrites become blocks as well, to be uploaded.
+        """
+        with self._round_lock:
+            self._vfs.files.flush_all(seal=seal)
+            # What was saved now shows since it was written; nobody has to be told again.
+            self._vfs.take_stale_paths()
+            newest = self._epochs.close()
+            self._blocks.sync_all()
+            if newest != self._db.get_meta("durable"):
+                self._db.set_meta("durable", newest)
+            self._db.sync()
+            self._blocks.collect()
+            self._blocks.save_order()
+            if self._db.wal_bytes() > _WAL_BYTES:
+                self._db.checkpoint()
+            self.error = ""
+        self._on_closed()

@@ -1,0 +1,343 @@
+"""The mounted process, from the mount to its orderly end.
+
+The main thread waits for what happens, and handles signals; libfuse's loop runs in a thread of its
+own. However it is ended, by a signal, by `syncer umount` or by somebody's fusermount,
+
+1. the kernel hands over what it holds of written files: unmounting itself does so, too;
+2. it is unmounted, and detached from programs that still use it after a short while;
+3. libfuse's loop returns; if it doesn't, the kernel's connection is cut;
+4. the engine makes everything safe on the local disk, and ends its threads and connections;
+5. the data directory's lock is free, and the process gone.
+
+Each step has a time limit. What it did not achieve is logged, and the next step follows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import logging.handlers
+import os
+import queue
+import resource
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from syncer import binding
+from syncer.config import Config
+from syncer.errors import AccessError, MountError
+from syncer.process import desktop, mounts
+from syncer.process.control import ControlServer, Handler, Progress
+from syncer.process.engine import Engine
+from syncer.process.folder import DataFolder, create_repository
+
+log = logging.getLogger(__name__)
+
+_SERVES_WITHIN_SECONDS = 60.0
+_SYNCS_WITHIN_SECONDS = 60.0
+_BUSY_SECONDS = 2.0
+_LOOP_ENDS_WITHIN_SECONDS = 3.0
+_POLL_SECONDS = 0.02
+_LOG_BYTES = 5_000_000
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s"
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class MountPlan:
+    """One mount, as it was asked for and checked. All paths are absolute."""
+
+    data: Path
+    mountpoint: Path
+    config: Config
+    """What the data directory's settings are from now on."""
+    is_new: bool
+    """The data directory and the repository are to be made first."""
+    fuse: int
+    """The version of libfuse."""
+    options: tuple[str, ...] = ()
+    """Those of -o."""
+    take_over: bool = False
+    log_file: Path | None = None
+    """None: the data directory's own."""
+    verbose: bool = False
+
+
+def show_log() -> None:
+    """Have the log on stderr as well."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("syncer: %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+
+
+@dataclass(frozen=True)
+class _Serves:
+    """The mount answers."""
+
+
+@dataclass(frozen=True)
+class _Signalled:
+    """Somebody wants it to end."""
+
+    number: int
+
+    def __str__(self) -> str:
+        return signal.Signals(self.number).name
+
+
+@dataclass(frozen=True)
+class _LoopEnded:
+    """It is unmounted, or could not be mounted."""
+
+    error: Exception | None
+
+    def __str__(self) -> str:
+        return str(self.error or "it was unmounted")
+
+
+_Event = _Serves | _Signalled | _LoopEnded
+
+
+class _Events:
+    """What happens to a mount, for the main thread to wait for.
+
+    Waiting for a queue alone may miss a signal: Python's handler runs between two steps of the main
+    thread, and one that comes just before it waits would not wake it. The byte that the C handler
+    writes into a pipe does.
+    """
+
+    def __init__(self) -> None:
+        # Of all queues, this one may be put to by a signal handler.
+        self._queue: queue.SimpleQueue[_Event] = queue.SimpleQueue()
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+
+    def take_signals(self) -> None:
+        """Make events of the signals that end a process."""
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        for number in _SIGNALS:
+            signal.signal(number, lambda number, _: self._queue.put(_Signalled(number)))
+
+    def put(self, event: _Event) -> None:
+        self._queue.put(event)
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._writer, b"\0")
+
+    def next(self, timeout_seconds: float | None) -> _Event | None:
+        """What happens next; None if nothing does in time."""
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._queue.get_nowait()
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if remaining is not None and remaining <= 0:
+                return None
+            if select.select([self._reader], [], [], remaining)[0]:
+                os.read(self._reader, 4096)
+
+
+class Daemon:
+    """One mount. `run` is called once, in the main thread."""
+
+    def __init__(self, plan: MountPlan) -> None:
+        self._plan = plan
+        self._events = _Events()
+        self._device: int | None = None
+
+    def run(self, on_serving: Callable[[], None]) -> None:
+        """Mount, call `on_serving` when the mount answers, and return when all is at its end.
+
+        Raises SyncerError if it doesn't come to serve, and KeyboardInterrupt if a signal ends it
+        before.
+        """
+        plan = self._plan
+        _restrict_process()
+        for number in _SIGNALS:
+            signal.signal(number, _interrupt)
+        folder = DataFolder(plan.data)
+        if plan.is_new:
+            create_repository(plan.data, plan.config, socket.gethostname())
+        with folder.lock():
+            _log_to(plan.log_file or folder.log, plan.verbose)
+            if plan.config != Config.load(folder.config):
+                plan.config.save(folder.config)
+            engine = Engine(
+                plan.data,
+                plan.config,
+                mountpoint=str(plan.mountpoint),
+                fuse=plan.fuse,
+                update_atime="noatime" not in plan.options,
+            )
+            try:
+                if plan.take_over:
+                    engine.take_over()
+                self._serve(engine, folder, on_serving)
+            finally:
+                engine.stop()
+
+    def _serve(self, engine: Engine, folder: DataFolder, on_serving: Callable[[], None]) -> None:
+        control = ControlServer(folder.socket, commands_of(engine))
+        control.start()
+        try:
+            self._events.take_signals()
+            self._start_loop(engine)
+            event = self._events.next(_SERVES_WITHIN_SECONDS)
+            if isinstance(event, _Signalled):
+                # libfuse can't be stopped in the middle of mounting, which takes but moments.
+                self._events.next(_LOOP_ENDS_WITHIN_SECONDS)
+                self._unmount()
+                raise KeyboardInterrupt
+            if isinstance(event, _Serves):
+                log.info("%s is mounted at %s", self._plan.data, self._plan.mountpoint)
+                desktop.notify_ready()
+                on_serving()
+                event = self._events.next(None)
+            desktop.notify_stopping()
+            log.info("the mount ends: %s", event or "it does not answer")
+            if not isinstance(event, _LoopEnded):
+                self._unmount()
+            elif event.error:
+                raise event.error
+            if event is None:
+                raise MountError(f"{self._plan.mountpoint} was mounted, but does not answer")
+        finally:
+            control.stop()
+
+    def _start_loop(self, engine: Engine) -> None:
+        plan = self._plan
+        before = os.stat(plan.mountpoint).st_dev
+        options = binding.MountOptions(
+            # As all text on the way through a binding, see `mount`.
+            source=str(plan.data),
+            is_writer=engine.is_writer,
+            writeback=plan.config.writeback,
+            extra=plan.options,
+        )
+
+        def loop() -> None:
+            error: Exception | None = None
+            try:
+                binding.serve(plan.fuse, engine.operations, str(plan.mountpoint), options)
+            except Exception as failure:
+                error = failure
+            self._events.put(_LoopEnded(error))
+
+        def probe() -> None:
+            # Looking at the mount's root waits until libfuse answers for it.
+            while loop_thread.is_alive():
+                with contextlib.suppress(OSError):
+                    device = os.stat(plan.mountpoint).st_dev
+                    if device != before:
+                        self._device = os.minor(device)
+                        self._events.put(_Serves())
+                        return
+                time.sleep(_POLL_SECONDS)
+
+        loop_thread = threading.Thread(target=loop, name="syncer-fuse", daemon=True)
+        loop_thread.start()
+        threading.Thread(target=probe, name="syncer-probe", daemon=True).start()
+
+    def _unmount(self) -> None:
+        self._hand_over()
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while self._is_mounted():
+            is_late = time.monotonic() > deadline
+            if is_late:
+                # What was written meanwhile.
+                self._hand_over()
+            try:
+                mounts.unmount(self._plan.mountpoint, lazy=is_late)
+            except MountError as error:
+                if is_late:
+                    log.error("%s", error)
+                    break
+                time.sleep(_POLL_SECONDS * 10)
+        if self._loop_ends():
+            return
+        log.warning("programs still use %s: cutting them off", self._plan.mountpoint)
+        if self._device is not None:
+            mounts.abort(self._device)
+        self._loop_ends()
+
+    def _is_mounted(self) -> bool:
+        mount = mounts.mount_at(self._plan.mountpoint)
+        return mount is not None and mount.is_ours and self._device in (None, mount.device)
+
+    def _hand_over(self) -> None:
+        """Have the kernel write what it holds."""
+
+        def sync() -> None:
+            try:
+                mounts.sync_filesystem(self._plan.mountpoint)
+            except OSError as error:
+                log.error("not all that was written could be taken in: %s", error)
+
+        thread = threading.Thread(target=sync, name="syncer-sync", daemon=True)
+        thread.start()
+        thread.join(_SYNCS_WITHIN_SECONDS)
+        if thread.is_alive():
+            log.error("not all that was written could be taken in within the time limit")
+
+    def _loop_ends(self) -> bool:
+        """Whether libfuse's loop returns, in time."""
+        deadline = time.monotonic() + _LOOP_ENDS_WITHIN_SECONDS
+        while (remaining := deadline - time.monotonic()) > 0:
+            if isinstance(self._events.next(remaining), _LoopEnded):
+                return True
+        return False
+
+
+def commands_of(engine: Engine) -> dict[str, Handler]:
+    """What may be asked of an engine, over the control socket or in the same process."""
+
+    def status(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        return engine.status()
+
+    def flush(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        return engine.flush(arguments.get("timeout_seconds"), progress)
+
+    def evict(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        paths = arguments.get("paths")
+        return engine.evict(None if paths is None else [os.fsencode(path) for path in paths])
+
+    def fetch(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        return engine.fetch([os.fsencode(path) for path in arguments["paths"]], progress)
+
+    def config(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        engine.set_config(arguments["key"], arguments["value"])
+        return {}
+
+    return {"status": status, "flush": flush, "evict": evict, "fetch": fetch, "config": config}
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _restrict_process() -> None:
+    # A core dump would hold what is in the files, and the keys of the transport.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    # What is made in the data directory is for its owner only.
+    os.umask(0o077)
+
+
+def _log_to(path: Path, verbose: bool) -> None:
+    """Log to a file, which is kept small. Raises AccessError."""
+    try:
+        handler = logging.handlers.RotatingFileHandler(
+            path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace"
+        )
+    except OSError as error:
+        raise AccessError(f"{path}: can't log there: {error.strerror}") from error
+    handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+    logging.getLogger().addHandler(handler)
+    logging.getLogger("syncer").setLevel(logging.DEBUG if verbose else logging.INFO)

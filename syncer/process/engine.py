@@ -1,0 +1,366 @@
+"""One data directory at work: the parts, wired together, and the order in which they run.
+
+The engine is the same whether a mount serves (`daemon`) or a command works on a data directory
+that is not mounted. What it offers is what the control socket offers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from syncer.blocks.cache import Cache
+from syncer.blocks.fetch import Fetcher
+from syncer.blocks.store import Blocks
+from syncer.codec import HOLE
+from syncer.config import Config
+from syncer.errors import MissingError, SyncerError, TemporaryError, UsageError
+from syncer.exchange.roles import Exchange, ExchangeLoop
+from syncer.metadata.contents import Contents
+from syncer.metadata.db import Database
+from syncer.metadata.epochs import Epochs
+from syncer.metadata.tree import ROOT, Node, Tree
+from syncer.mount import Operations
+from syncer.process.committer import Committer
+from syncer.process.folder import DataFolder, remote_of
+from syncer.transfer.threads import Transfer
+from syncer.vfs.calls import Caller, Vfs
+from syncer.vfs.files import Files
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[dict[str, Any]], None]
+
+_FETCH_THREADS = 6
+_POLL_SECONDS = 0.2
+#: How long what statfs tells of the remote's disk stays true enough.
+_CAPACITY_SECONDS = 60.0
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Engine:
+    """The parts of one data directory. The caller holds the directory's lock.
+
+    Safe for use from several threads after `start`.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        config: Config,
+        *,
+        mountpoint: str = "",
+        fuse: int = 0,
+        update_atime: bool = True,
+    ) -> None:
+        """Open everything; no thread is started and the remote is not touched yet."""
+        self.folder = DataFolder(data)
+        self.config = config
+        self._mountpoint = mountpoint
+        self._fuse = fuse
+        self._started = False
+        self._is_stopping = False
+        self._db = Database(self.folder.database)
+        seed: int = self._db.get_meta("seed")
+        self._remote = remote_of(config)
+        self._cache = Cache(
+            self.folder.blocks,
+            config.limit_bytes,
+            config.min_free_bytes,
+            config.timeout_seconds,
+        )
+        self._fetcher = Fetcher(
+            self._remote, seed, bytes_per_second=config.download_bytes_per_second
+        )
+        self._blocks = Blocks(self._db, self._cache, self._fetcher, seed)
+        self._transfer = Transfer(self._blocks, self._remote, config)
+        self._epochs = Epochs(self._db)
+        self._contents = Contents(self._db, self._epochs)
+        self._tree = Tree(self._db, self._epochs, self._contents)
+        files = Files(
+            self._tree,
+            self._contents,
+            self._blocks,
+            read_ahead=self._transfer.read_ahead,
+            max_read_ahead_bytes=config.read_ahead_bytes,
+            inline_limit_bytes=config.inline_limit_bytes,
+            inline_total_bytes=config.inline_total_bytes,
+            update_atime=update_atime,
+        )
+        self.vfs = Vfs(self._tree, self._blocks, files)
+        self._committer = Committer(
+            self._db, self._epochs, self._blocks, self.vfs, config.epoch_seconds, self._on_closed
+        )
+        self._exchange = Exchange(
+            self._db,
+            self._epochs,
+            self._remote,
+            socket.gethostname(),
+            on_applied=lambda touched: self._on_applied(),
+        )
+        self._loop = ExchangeLoop(self._exchange, after_step=self._note_role)
+        self._capacity: tuple[int, int] | None = None
+        self._capacity_at = float("-inf")
+        self._note_role()
+
+    # Life
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this machine may change the repository."""
+        return self._exchange.role == "writer"
+
+    def take_over(self) -> None:
+        """Make this machine the repository's writer; before `start`. Raises DisplacedError."""
+        self._exchange.take_over()
+        self._note_role()
+
+    def operations(self, caller: Callable[[], Caller]) -> Operations:
+        """What libfuse is to call."""
+        return Operations(self.vfs, self, caller)
+
+    def start(self) -> None:
+        """Repair what an unclean end left behind, and start the threads. Not before a fork."""
+        was_unclean = bool(self._db.get_meta("boot", ""))
+        self._db.set_meta("boot", _BOOT_ID.read_text().strip())
+        self.vfs.hidden.recover()
+        self.vfs.files.adopt()
+        self._transfer.start()
+        self._committer.start()
+        self._loop.start()
+        self._started = True
+        if was_unclean:
+            threading.Thread(target=self._sweep, name="syncer-sweep", daemon=True).start()
+
+    def started(self) -> None:
+        """libfuse is ready; see `mount.Host`."""
+        self.start()
+
+    def _sweep(self) -> None:
+        try:
+            for block_id in self._blocks.sweep():
+                log.error("the local copy of block %s is missing", block_id.hex())
+        except SyncerError as error:
+            log.warning("the local blocks could not be checked: %s", error)
+
+    def stop(self) -> None:
+        """Make everything safe locally, end the threads and close; takes some seconds at most."""
+        self._is_stopping = True
+        self.vfs.read_only = "it is being unmounted"
+        if self._started:
+            self.vfs.hidden.stop()
+            self._committer.stop()
+            # What is under way may finish; then the remote's end breaks every wait for it.
+            self._transfer.stop()
+        self._remote.close()
+        if self._started:
+            self._loop.stop()
+            self._db.set_meta("boot", "")
+            self._db.sync()
+        self._db.close()
+
+    def _on_closed(self) -> None:
+        self._transfer.kick()
+        self._loop.kick()
+
+    def _on_applied(self) -> None:
+        """Another machine's changes are in the tables."""
+        self._tree.forget()
+        self._epochs.restart()
+        self.vfs.files.reload()
+
+    def _note_role(self) -> None:
+        if self._is_stopping:
+            return
+        reasons = {
+            "follower": "another machine is the repository's writer; see: syncer mount --take-over",
+            "displaced": "another machine has become the repository's writer",
+        }
+        self.vfs.read_only = reasons.get(self._exchange.role)
+
+    # mount.Host
+
+    def sync_metadata(self) -> None:
+        """See `mount.Host`."""
+        self._db.sync()
+
+    def remote_capacity(self) -> tuple[int, int] | None:
+        """See `mount.Host`. Never waits: the remote is asked in the background, now and then."""
+        now = time.monotonic()
+        if now - self._capacity_at > _CAPACITY_SECONDS:
+            self._capacity_at = now
+            threading.Thread(target=self._ask_capacity, name="syncer-capacity", daemon=True).start()
+        return self._capacity
+
+    def _ask_capacity(self) -> None:
+        with contextlib.suppress(SyncerError):
+            usage = self._remote.usage()
+            self._capacity = (usage.capacity_bytes, usage.free_bytes) if usage else None
+
+    # Commands
+
+    def status(self) -> dict[str, Any]:
+        """The state of things; the keys are documented in docs/commands.md and stable."""
+        transfer = self._transfer.status()
+        exchange = self._exchange.status()
+        health = self._remote.health.report()
+        nodes, file_bytes = self._tree.totals()
+        dirty_files, oldest_epoch = self._unpublished()
+        buffered = self.vfs.files.unsaved_count()
+        is_safe = oldest_epoch is None and not transfer.dirty_blocks and not buffered
+        return {
+            "safe": is_safe,
+            "dirty_bytes": transfer.dirty_bytes,
+            "dirty_blocks": transfer.dirty_blocks,
+            "dirty_files": max(dirty_files, buffered),
+            "oldest_dirty_seconds": self._age_seconds(oldest_epoch),
+            "uploads_per_second": transfer.uploads.blocks_per_second,
+            "upload_bytes_per_second": transfer.uploads.bytes_per_second,
+            "uploaded_bytes": transfer.uploads.uploaded_bytes,
+            "uploads_in_flight": transfer.uploads.in_flight,
+            "cache_bytes": transfer.used_bytes,
+            "cache_limit_bytes": transfer.limit_bytes,
+            "cache_floor_bytes": self.config.min_free_bytes,
+            "cache_blocks": transfer.local_blocks,
+            "cache_hits": transfer.uses - transfer.misses,
+            "cache_misses": transfer.misses,
+            "fetched_blocks": transfer.fetched_blocks,
+            "fetched_bytes": transfer.fetched_bytes,
+            "evicted_blocks": transfer.evicted_blocks,
+            "waiting": transfer.waiting,
+            "metadata_bytes": self._db.size_bytes(),
+            "files": nodes,
+            "file_bytes": file_bytes,
+            "open_files": self.vfs.files.count(),
+            "remote": {
+                "location": self._remote.name,
+                "state": health.state.value,
+                "error": health.error or transfer.uploads.error or exchange.error,
+            },
+            "role": exchange.role,
+            "generation": exchange.generation,
+            "writer": exchange.writer,
+            "published_epoch": exchange.published,
+            "unpublished_epochs": exchange.unpublished,
+            "stranded_changes": exchange.stranded,
+            "damaged_blocks": [block_id.hex() for block_id, _ in transfer.uploads.damaged],
+            "errors": self._errors(transfer.last_worker_failure),
+            "pid": os.getpid(),
+            "data": str(self.folder.path),
+            "mountpoint": self._mountpoint,
+            "fuse": self._fuse,
+        }
+
+    def _unpublished(self) -> tuple[int, int | None]:
+        """(files that changed, oldest epoch) of what the remote does not know yet."""
+        row = self._db.query_one(
+            "SELECT count(DISTINCT node.id), min(outbox.epoch) FROM outbox LEFT JOIN node"
+            " ON node.id = outbox.node AND outbox.name = x'' AND node.mode & 61440 = 32768"
+        )
+        assert row is not None
+        return row[0], row[1]
+
+    def _errors(self, worker_failure: str) -> list[str]:
+        return [text for text in (self._committer.error, worker_failure) if text]
+
+    def _age_seconds(self, epoch: int | None) -> float:
+        row = self._db.query_one("SELECT time_ns FROM epoch WHERE seq = ?", (epoch,))
+        return max(0.0, (time.time_ns() - row[0]) / 1e9) if row else 0.0
+
+    def flush(self, timeout_seconds: float | None, progress: Progress) -> dict[str, Any]:
+        """Wait until everything that was written so far is on the server; returns the status.
+
+        Raises TemporaryError if that takes longer, or can't be while the server is away;
+        DisplacedError if this machine may not publish any more.
+        """
+        deadline = time.monotonic() + (timeout_seconds if timeout_seconds is not None else 1e9)
+        self._committer.round(seal=True)
+        newest = self._epochs.open - 1
+        while True:
+            self._transfer.kick()
+            self._transfer.flush(_POLL_SECONDS)
+            self._loop.kick()
+            status = self.status()
+            progress(status)
+            if self._is_flushed(newest):
+                return status
+            if self._exchange.role == "displaced":
+                self._exchange.check_writer()
+            if time.monotonic() > deadline:
+                raise TemporaryError(
+                    f"{status['dirty_bytes']} bytes are not on the server yet; "
+                    f"{status['remote']['error'] or 'wait, or give it more time'}"
+                )
+            time.sleep(_POLL_SECONDS if not status["dirty_blocks"] else 0)
+
+    def _is_flushed(self, epoch: int) -> bool:
+        """Whether the remote has all changes up to an epoch."""
+        return not self._db.query_one("SELECT 1 FROM outbox WHERE epoch <= ? LIMIT 1", (epoch,))
+
+    def evict(self, paths: Sequence[bytes] | None) -> dict[str, Any]:
+        """Free local copies of clean data: of these paths, or (None) of everything."""
+        if paths is None:
+            before = self._blocks.evicted_blocks
+            freed = self._blocks.evict(self.config.limit_bytes)
+            return {"files": 0, "blocks": self._blocks.evicted_blocks - before, "bytes": freed}
+        files, blocks, freed = 0, 0, 0
+        for node in self._files_below(paths):
+            count, size = self._blocks.evict_these(self._contents.ids(node.id))
+            files, blocks, freed = files + bool(count), blocks + count, freed + size
+        return {"files": files, "blocks": blocks, "bytes": freed}
+
+    def fetch(self, paths: Sequence[bytes], progress: Progress) -> dict[str, Any]:
+        """Fetch what is not local of these paths. Raises what fetching a block raises."""
+        files, fetched = 0, 0
+        with ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="syncer-fetch") as pool:
+            for node in self._files_below(paths):
+                absent = [key for key in self._contents.ids(node.id) if self._is_absent(key)]
+                for done in as_completed(pool.submit(self._blocks.prefetch, key) for key in absent):
+                    done.result()
+                    fetched += 1
+                    progress({"files": files, "blocks": fetched})
+                files += bool(absent)
+        return {"files": files, "blocks": fetched}
+
+    def _is_absent(self, block_id: bytes) -> bool:
+        return block_id != HOLE and not self._blocks.is_local(block_id)
+
+    def _files_below(self, paths: Sequence[bytes]) -> list[Node]:
+        """The regular files at and below some paths of the mount."""
+        found: list[Node] = []
+        waiting = [self._find(path) for path in paths]
+        while waiting:
+            node = waiting.pop()
+            if node.is_file:
+                found.append(node)
+            elif node.is_dir:
+                waiting += self._tree.all_entries(node.id)
+        return found
+
+    def _find(self, path: bytes) -> Node:
+        node = self._tree.node(ROOT)
+        for part in path.split(b"/"):
+            if part and node is not None:
+                number = self._tree.lookup(node.id, part)
+                node = None if number is None else self._tree.node(number)
+        if node is None:
+            raise MissingError(f"{os.fsdecode(path)} does not exist in the mount")
+        return node
+
+    def set_config(self, key: str, text: str) -> None:
+        """Change a setting; limits take effect at once, the rest with the next mount."""
+        if key == "remote":
+            raise UsageError("the remote of a data directory can't be changed; make a clone")
+        self.config = self.config.with_value(key, text)
+        self.config.save(self.folder.config)
+        self._cache.budget.set_limits(self.config.limit_bytes, self.config.min_free_bytes)
+        self._fetcher.limit.set(self.config.download_bytes_per_second)
+        self._transfer.uploads.limit.set(self.config.upload_bytes_per_second)

@@ -1,0 +1,1 @@
+"""The threads that move blocks: uploads, read-ahead, eviction."""

@@ -1,0 +1,199 @@
+"""What moves blocks in the background: uploads, eviction, and fetching ahead of readers.
+
+syncer-upload-N      bring dirty blocks to the remote; see `uploads`
+syncer-evict         keeps room between two marks, so that writers seldom wait
+syncer-readahead-N   fetch what readers will soon ask for
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from syncer.blocks.store import Blocks
+from syncer.codec import HOLE
+from syncer.config import Config
+from syncer.errors import SyncerError
+from syncer.remote.base import Remote
+from syncer.transfer.uploads import Uploads, UploadStatus
+from syncer.transfer.workers import Crew
+
+log = logging.getLogger(__name__)
+
+#: The evictor looks after room that often even if nobody asks.
+_EVICT_SECONDS = 0.5
+#: With nothing to evict, it looks again after this time.
+_REST_SECONDS = 0.05
+#: Blocks that wait to be fetched ahead; of more, the oldest are forgotten: their readers have
+#: moved on, or fetch for themselves.
+_READ_AHEAD_BLOCKS = 256
+_READ_AHEAD_WORKERS = 6
+_STOP_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class TransferStatus:
+    """What is under way at one moment. Totals count from the start."""
+
+    uploads: UploadStatus
+    dirty_blocks: int
+    dirty_bytes: int
+    local_blocks: int
+    used_bytes: int
+    """What counts against the limit: blocks, inline contents and reservations."""
+    limit_bytes: int
+    uses: int
+    """How often blocks were read."""
+    misses: int
+    """How many of them had to be fetched while someone waited."""
+    fetched_blocks: int
+    fetched_bytes: int
+    evicted_blocks: int
+    waiting: str
+    """Why writers wait; empty while none does."""
+    worker_failures: int
+    last_worker_failure: str
+
+
+class Transfer:
+    """The background threads around one `Blocks`. May be used from several threads."""
+
+    def __init__(
+        self, blocks: Blocks, remote: Remote, config: Config, *, settle_seconds: float = 30.0
+    ) -> None:
+        self._blocks = blocks
+        self._crew = Crew()
+        self.uploads = Uploads(
+            blocks,
+            remote,
+            self._crew.stopping,
+            bytes_per_second=config.upload_bytes_per_second,
+            settle_seconds=settle_seconds,
+        )
+        self._wishes = _Wishes(_READ_AHEAD_BLOCKS)
+        for number in range(config.upload_workers):
+            self._crew.add(f"upload-{number + 1}", self.uploads.step)
+        for number in range(min(_READ_AHEAD_WORKERS, config.connections)):
+            self._crew.add(f"readahead-{number + 1}", self._fetch_ahead)
+        self._crew.add("evict", self._keep_room)
+
+    def start(self) -> None:
+        """Start the threads; not before a fork."""
+        self._crew.start()
+
+    def stop(self) -> bool:
+        """End the threads, and every wait for room. False if some did not end in time.
+
+        An upload under way is finished first: close the remote to break it off.
+        """
+        self._crew.stopping.set()
+        self._blocks.cache.budget.close()
+        self._blocks.cache.budget.wanted.set()
+        self._wishes.wake()
+        self.uploads.kick()
+        return self._crew.stop(_STOP_SECONDS)
+
+    def kick(self) -> None:
+        """There are new dirty blocks; cheap, never waits for long."""
+        self.uploads.kick()
+
+    def flush(self, timeout_seconds: float) -> bool:
+        """Wait until the remote has every block that is dirty; False if the time was too short."""
+        deadline = time.monotonic() + timeout_seconds
+        self.uploads.retry()
+        while self._blocks.usage().dirty_blocks:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0 or self._crew.stopping.is_set():
+                return False
+            self.uploads.wait_changed(min(remaining, _EVICT_SECONDS))
+        return True
+
+    def read_ahead(self, block_ids: Sequence[bytes]) -> None:
+        """These will soon be read. Never waits, promises nothing."""
+        self._wishes.add(block_ids)
+
+    def status(self) -> TransferStatus:
+        usage, budget = self._blocks.usage(), self._blocks.cache.budget
+        fetched, uses = self._blocks.fetcher.fetched, self._blocks.cache.uses
+        failures, last_failure = self._crew.failures
+        waiting = ""
+        if budget.waiting:
+            megabytes = -(-usage.dirty_bytes // 1_000_000)
+            waiting = f"waiting for room: {megabytes} MB not yet uploaded"
+        return TransferStatus(
+            uploads=self.uploads.status(),
+            dirty_blocks=usage.dirty_blocks,
+            dirty_bytes=usage.dirty_bytes,
+            local_blocks=usage.local_blocks,
+            used_bytes=budget.used_bytes,
+            limit_bytes=budget.limit_bytes,
+            uses=uses,
+            misses=fetched.urgent_blocks,
+            fetched_blocks=fetched.blocks,
+            fetched_bytes=fetched.content_bytes,
+            evicted_blocks=self._blocks.evicted_blocks,
+            waiting=waiting,
+            worker_failures=failures,
+            last_worker_failure=last_failure,
+        )
+
+    def _keep_room(self) -> None:
+        budget = self._blocks.cache.budget
+        budget.wanted.wait(_EVICT_SECONDS)
+        budget.wanted.clear()
+        budget.set_inline(self._blocks.usage().inline_bytes)
+        if self.uploads.is_hopeful():
+            budget.progress()
+        excess_bytes = budget.excess_bytes()
+        if not excess_bytes or self._blocks.evict(excess_bytes) >= excess_bytes:
+            return
+        # Only what is dirty or held is left.
+        if budget.waiting:
+            self._blocks.collect()
+            self.uploads.kick()
+        self._crew.stopping.wait(_REST_SECONDS)
+
+    def _fetch_ahead(self) -> None:
+        block_id = self._wishes.take()
+        if block_id is None:
+            return
+        try:
+            self._blocks.prefetch(block_id)
+        except SyncerError as error:
+            # Whoever reads the block learns of it.
+            log.debug("block %s is not fetched ahead: %s", block_id.hex(), error)
+
+
+class _Wishes:
+    """A bounded queue of blocks to fetch, each in it once. May be used from several threads."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._added = threading.Condition()
+        # The condition guards the queue: a dict, for its order and its look-up.
+        self._queue: dict[bytes, None] = {}
+
+    def add(self, block_ids: Sequence[bytes]) -> None:
+        with self._added:
+            self._queue.update((key, None) for key in block_ids if key != HOLE)
+            while len(self._queue) > self._limit:
+                del self._queue[next(iter(self._queue))]
+            self._added.notify_all()
+
+    def take(self) -> bytes | None:
+        """The oldest, or None if there is none for a while."""
+        with self._added:
+            if not self._queue:
+                self._added.wait(_EVICT_SECONDS)
+            if not self._queue:
+                return None
+            block_id = next(iter(self._queue))
+            del self._queue[block_id]
+            return block_id
+
+    def wake(self) -> None:
+        with self._added:
+            self._added.notify_all()

@@ -1,0 +1,299 @@
+"""Bringing dirty blocks to the remote, oldest first, by several workers.
+
+A block is clean once its object is on the remote to stay: at once where the remote syncs what it
+stores; else after a settling time, if the object is still there then. Until that, a crash of this
+process or of the server costs no more than another upload.
+
+What a failure leads to depends on its kind. While the remote can't be reached, all workers wait for
+its `Health`. Where it can, but does not store (full, read-only), all pause, for longer each time,
+much longer where a person must act. A block whose local copy is damaged is put aside, so that the
+others go on, and is tried again now and then: writing the same content again repairs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from syncer import codec
+from syncer.blocks.fetch import block_key
+from syncer.blocks.store import Blocks
+from syncer.errors import CorruptError, OfflineError, PermanentError, SyncerError
+from syncer.rates import MovingRate, RateLimit
+from syncer.remote.base import Remote
+
+log = logging.getLogger(__name__)
+
+#: How many blocks are asked of the database at once.
+_BATCH_BLOCKS = 128
+#: An idle worker looks for work that often; `kick` makes it look at once.
+_IDLE_SECONDS = 0.2
+#: How long a worker waits for the remote before it looks whether it should stop.
+_WAIT_SECONDS = 0.5
+#: What was passed over, for whatever reason, is found again after this time.
+_REWIND_SECONDS = 1.0
+#: Damaged blocks are tried again after this time.
+_ASIDE_SECONDS = 60.0
+_FIRST_PAUSE_SECONDS = 1.0
+_LONGEST_PAUSE_SECONDS = 30.0
+#: Errors that a person must act on.
+_PERMANENT_PAUSE_SECONDS = 30.0
+_LONGEST_PERMANENT_PAUSE_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class UploadStatus:
+    """What the uploads do at one moment; totals count from the start."""
+
+    in_flight: int
+    settling: int
+    uploaded_blocks: int
+    uploaded_bytes: int
+    bytes_per_second: float
+    blocks_per_second: float
+    error: str
+    """Why uploads fail now; empty while they don't."""
+    damaged: tuple[tuple[bytes, str], ...]
+    """Blocks that can't be uploaded, and why."""
+
+
+class Uploads:
+    """The queue that the upload workers share; each of them calls `step` again and again."""
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        remote: Remote,
+        stopping: threading.Event,
+        *,
+        bytes_per_second: int = 0,
+        settle_seconds: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.limit = RateLimit(bytes_per_second)
+        self._blocks = blocks
+        self._remote = remote
+        self._stopping = stopping
+        self._settle_seconds = settle_seconds
+        self._clock = clock
+        self._bytes_rate = MovingRate()
+        self._blocks_rate = MovingRate()
+        # One marks for all who finish meanwhile: many completions per commit.
+        self._marking = threading.Lock()
+        self._changed = threading.Condition()
+        # The condition guards everything below. It comes before db.lock.
+        self._queue: deque[bytes] = deque()
+        self._place = 0
+        self._looked_at = self._rewound_at = float("-inf")
+        self._busy: set[bytes] = set()  # in flight, settling, or about to be marked
+        self._in_flight = 0
+        self._settling: deque[tuple[float, bytes, int]] = deque()  # due, id, bytes of the object
+        self._done: list[bytes] = []
+        self._aside: dict[bytes, str] = {}
+        self._aside_since = 0.0
+        self._error = ""
+        self._resume_at = float("-inf")
+        self._pause_seconds = 0.0
+        self._uploaded_blocks = 0
+        self._uploaded_bytes = 0
+
+    def step(self) -> None:
+        """Upload one block, or wait a moment for one."""
+        if self._settle_one():
+            return
+        block_id = self._next()
+        if block_id is None:
+            return
+        try:
+            object_bytes = self._upload(block_id)
+        except CorruptError as error:
+            self._put_aside(block_id, error)
+        except SyncerError as error:
+            self._fail(block_id, error)
+        except BaseException as error:
+            # Whatever is wrong with this one must not keep the others from the remote.
+            self._put_aside(block_id, error)
+            raise
+        else:
+            self._finish(block_id, object_bytes)
+
+    def kick(self) -> None:
+        """There is work: look at once."""
+        with self._changed:
+            self._looked_at = float("-inf")
+            self._changed.notify_all()
+
+    def retry(self) -> None:
+        """An obstacle may be gone: end every pause, and try damaged blocks again."""
+        with self._changed:
+            self._looked_at = self._resume_at = self._rewound_at = float("-inf")
+            self._aside.clear()
+            self._changed.notify_all()
+
+    def is_hopeful(self) -> bool:
+        """Whether uploads are under way, and nothing says that they will fail."""
+        with self._changed:
+            return bool(self._in_flight or self._settling) and not self._error
+
+    def wait_changed(self, timeout_seconds: float) -> None:
+        """Wait until a block has become clean, or for the time given."""
+        with self._changed:
+            self._changed.wait(timeout_seconds)
+
+    def status(self) -> UploadStatus:
+        with self._changed:
+            return UploadStatus(
+                in_flight=self._in_flight,
+                settling=len(self._settling),
+                uploaded_blocks=self._uploaded_blocks,
+                uploaded_bytes=self._uploaded_bytes,
+                bytes_per_second=self._bytes_rate.per_second(),
+                blocks_per_second=self._blocks_rate.per_second(),
+                error=self._error,
+                damaged=tuple(self._aside.items()),
+            )
+
+    # Which block is next
+
+    def _next(self) -> bytes | None:
+        if self._error and not self._remote.health.wait_online(_WAIT_SECONDS):
+            return None
+        with self._changed:
+            now = self._clock()
+            if now < self._resume_at:
+                self._changed.wait(min(_WAIT_SECONDS, self._resume_at - now))
+                return None
+            if not self._queue:
+                self._refill(now)
+            if not self._queue:
+                self._changed.wait(_IDLE_SECONDS)
+                return None
+            block_id = self._queue.popleft()
+            self._busy.add(block_id)
+            self._in_flight += 1
+            return block_id
+
+    def _refill(self, now: float) -> None:
+        if now - self._looked_at < _IDLE_SECONDS:
+            return
+        if self._aside and now - self._aside_since > _ASIDE_SECONDS:
+            self._aside.clear()
+        rows = self._blocks.dirty_queue(_BATCH_BLOCKS, self._place)
+        if rows:
+            self._place = rows[-1][1]
+            self._queue.extend(
+                block_id
+                for block_id, _ in rows
+                if block_id not in self._busy and block_id not in self._aside
+            )
+        elif now - self._rewound_at > _REWIND_SECONDS:
+            self._place = 0
+            self._rewound_at = now
+        if len(rows) < _BATCH_BLOCKS:
+            self._looked_at = now
+
+    # One upload, and how it ends
+
+    def _upload(self, block_id: bytes) -> int:
+        """Returns the bytes of the object, or 0 if the block was dropped meanwhile."""
+        content = self._blocks.local(block_id)
+        if content is None:
+            if self._blocks.is_dirty(block_id):
+                raise CorruptError(f"the local copy of block {block_id.hex()} is damaged or gone")
+            return 0
+        try:
+            header, body = codec.encode_block(content, self._blocks.seed, block_id)
+        except CorruptError:
+            self._blocks.distrust(block_id)
+            raise
+        object_bytes = len(header) + len(body)
+        self._stopping.wait(self.limit.take(object_bytes))
+        self._remote.put(block_key(block_id), (header, body))
+        return object_bytes
+
+    def _finish(self, block_id: bytes, object_bytes: int) -> None:
+        if not object_bytes:
+            with self._changed:
+                self._in_flight -= 1
+                self._busy.discard(block_id)
+            return
+        self._bytes_rate.add(object_bytes)
+        self._blocks_rate.add(1)
+        with self._changed:
+            self._in_flight -= 1
+            self._error = ""
+            self._pause_seconds = 0.0
+            self._uploaded_blocks += 1
+            self._uploaded_bytes += object_bytes
+            if not self._remote.durable:
+                due = self._clock() + self._settle_seconds
+                self._settling.append((due, block_id, object_bytes))
+                return
+            self._done.append(block_id)
+        self._mark_done()
+
+    def _mark_done(self) -> None:
+        # Who does not get the lock leaves its block to the one who has it, and who looks once
+        # more after giving it back.
+        while self._done and self._marking.acquire(blocking=False):
+            try:
+                with self._changed:
+                    batch, self._done = self._done, []
+                try:
+                    self._blocks.mark_clean(batch)
+                finally:
+                    # If that failed they are still dirty, and will be found again.
+                    with self._changed:
+                        self._busy.difference_update(batch)
+                        self._changed.notify_all()
+            finally:
+                self._marking.release()
+
+    def _settle_one(self) -> bool:
+        """Look after one object that has had its time to settle; False if there is none."""
+        with self._changed:
+            if not self._settling or self._settling[0][0] > self._clock():
+                return False
+            _, block_id, object_bytes = self._settling.popleft()
+        try:
+            there = self._remote.stat(block_key(block_id)).size_bytes == object_bytes
+        except SyncerError as error:
+            log.info("block %s is uploaded again: %s", block_id.hex(), error)
+            there = False
+        with self._changed:
+            if not there:
+                self._busy.discard(block_id)
+                return True
+            self._done.append(block_id)
+        self._mark_done()
+        return True
+
+    def _put_aside(self, block_id: bytes, error: BaseException) -> None:
+        log.error("block %s can't be uploaded: %s", block_id.hex(), error)
+        with self._changed:
+            self._in_flight -= 1
+            self._busy.discard(block_id)
+            self._aside[block_id] = str(error)
+            self._aside_since = self._clock()
+
+    def _fail(self, block_id: bytes, error: SyncerError) -> None:
+        with self._changed:
+            if str(error) != self._error:
+                log.info("uploads pause: %s", error)
+            self._in_flight -= 1
+            self._busy.discard(block_id)
+            self._queue.appendleft(block_id)
+            self._error = str(error)
+            now = self._clock()
+            if isinstance(error, OfflineError) or now < self._resume_at:
+                return
+            # The first of the workers that failed together sets the pause for all.
+            first, longest = _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS
+            if isinstance(error, PermanentError):
+                first, longest = _PERMANENT_PAUSE_SECONDS, _LONGEST_PERMANENT_PAUSE_SECONDS
+            self._pause_seconds = min(longest, max(first, 2 * self._pause_seconds))
+            self._resume_at = now + self._pause_seconds

@@ -1,0 +1,1 @@
+"""What file system calls mean: names (calls), open files, buffers, listings."""

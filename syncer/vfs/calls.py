@@ -1,0 +1,488 @@
+"""What each file system call means: POSIX semantics over the tree and the open files.
+
+Paths are bytes from the mount's root, handles are small integers. A call that fails raises
+OSError with the errno that Linux gives for it, or a SyncerError from below, which `mount`
+translates. Permissions are the kernel's business (mount option default_permissions).
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from syncer.blocks.store import Blocks
+from syncer.codec import MAX_FILE_BYTES
+from syncer.metadata.tree import ROOT, Node, Tree
+from syncer.vfs.directories import Directories
+from syncer.vfs.files import Files
+from syncer.vfs.hidden import PREFIX, HiddenFiles
+from syncer.vfs.xattrs import Xattrs
+
+NAME_MAX_BYTES = 255
+PATH_MAX_BYTES = 4096
+LINK_MAX = 65000
+_MAX_TIME_NS = (1 << 63) - 1
+#: rename flags of Linux
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who calls: what new files belong to."""
+
+    uid: int
+    gid: int
+
+
+class Caching(enum.Enum):
+    """The kernel's page cache of one open file."""
+
+    KEEP = enum.auto()
+    """What it has is true: all changes pass through the kernel."""
+    FRESH = enum.auto()
+    """Another machine may have changed the file since; begin anew with each open."""
+    NONE = enum.auto()
+    """The file has several names, which are separate files, with caches of their own, to it."""
+
+
+SUPERUSER = Caller(0, 0)
+
+#: What a call is about: a path, or the handle of an open file.
+Target = bytes | int
+
+
+class Vfs:
+    """The file system. All methods may be called from many threads.
+
+    `files.lock` is taken before the database's lock, and neither is held while a call waits.
+    """
+
+    def __init__(self, tree: Tree, blocks: Blocks, files: Files) -> None:
+        self._tree = tree
+        self._blocks = blocks
+        self.files = files
+        self.directories = Directories(tree, files)
+        self.hidden = HiddenFiles(tree, blocks, files)
+        self._xattrs = Xattrs(tree)
+        #: A reason why nothing can be changed; None: everything can.
+        self.read_only: str | None = None
+
+    # Paths
+
+    def _walk(self, path: bytes) -> Node:
+        """The node at `path`; ENOENT, ENOTDIR."""
+        parts = [part for part in path.split(b"/") if part]
+        number: int | None = ROOT
+        for position, part in enumerate(parts):
+            assert number is not None
+            child = self._tree.lookup(number, part)
+            if child is None:
+                child = self._missing(number, part, is_last=position == len(parts) - 1)
+            number = child
+        assert number is not None
+        return self._node(number)
+
+    def _missing(self, parent: int, name: bytes, *, is_last: bool) -> int:
+        """Why there is no such entry; or the file behind a hidden name."""
+        hidden = self.hidden.find(parent, name) if is_last else None
+        if hidden is not None:
+            return hidden
+        if not self._node(parent).is_dir:
+            raise _error(errno.ENOTDIR)
+        if len(name) > NAME_MAX_BYTES:
+            raise _error(errno.ENAMETOOLONG)
+        raise _error(errno.ENOENT)
+
+    def _node(self, number: int) -> Node:
+        node = self._tree.node(number)
+        if node is None:
+            raise _error(errno.ENOENT)
+        return node
+
+    def _parent(self, path: bytes) -> tuple[Node, bytes]:
+        """The directory that holds the last part of `path`, and that part."""
+        head, _, name = path.rstrip(b"/").rpartition(b"/")
+        if not name:
+            raise _error(errno.EBUSY)
+        if len(name) > NAME_MAX_BYTES:
+            raise _error(errno.ENAMETOOLONG)
+        parent = self._walk(head)
+        if not parent.is_dir:
+            raise _error(errno.ENOTDIR)
+        return parent, name
+
+    def _free_place(self, path: bytes) -> tuple[Node, bytes]:
+        """As `_parent`, where the name must be free."""
+        parent, name = self._parent(path)
+        if self._tree.lookup(parent.id, name) is not None:
+            raise _error(errno.EEXIST)
+        return parent, name
+
+    def _begin_change(self) -> None:
+        self.hidden.settle()
+        if self.read_only is not None:
+            raise _error(errno.EROFS)
+
+    # Attributes
+
+    def _find(self, target: Target) -> Node:
+        """The node of a path, or of a handle."""
+        if isinstance(target, int):
+            return self._node(self.files.node_id(target))
+        return self._walk(target)
+
+    def getattr(self, target: Target) -> Node:
+        """The attributes, with what is only buffered so far."""
+        node = self.files.overlaid(self._find(target))
+        if node.nlink and self.hidden.is_counted(target, node.id):
+            node = node.changed(nlink=node.nlink + 1)
+        return node
+
+    def chmod(self, target: Target, mode: int) -> None:
+        self._begin_change()
+        with self._tree.transaction():
+            node = self._find(target)
+            mode = stat.S_IFMT(node.mode) | stat.S_IMODE(mode)
+            self._tree.save(node.changed(mode=mode, ctime_ns=self._tree.now_ns()))
+
+    def chown(self, target: Target, uid: int, gid: int) -> None:
+        """Change owner and group; -1 leaves one as it is."""
+        self._begin_change()
+        with self._tree.transaction():
+            node = self._find(target)
+            self._tree.save(
+                node.changed(
+                    mode=node.mode if node.is_dir else _without_privileges(node.mode),
+                    uid=node.uid if uid == -1 else uid,
+                    gid=node.gid if gid == -1 else gid,
+                    ctime_ns=self._tree.now_ns(),
+                )
+            )
+
+    def utimens(self, target: Target, atime_ns: int | None, mtime_ns: int | None) -> None:
+        """Set times in ns since 1970; None leaves one as it is. The year 2262 is the last."""
+        self._begin_change()
+        atime_ns, mtime_ns = _storable(atime_ns), _storable(mtime_ns)
+        # Only the kernel's write-back names a handle here: it is part of the writes.
+        if isinstance(target, int) and atime_ns is None and mtime_ns is not None:
+            if self.files.note_write_time(target, mtime_ns):
+                return
+        node = self._find(target)
+        if mtime_ns is not None:
+            self.files.forget_write_time(node.id)
+        with self._tree.transaction():
+            node = self._node(node.id)
+            self._tree.save(
+                node.changed(
+                    atime_ns=node.atime_ns if atime_ns is None else atime_ns,
+                    mtime_ns=node.mtime_ns if mtime_ns is None else mtime_ns,
+                    ctime_ns=self._tree.now_ns(),
+                )
+            )
+
+    # Making and removing
+
+    def _owner(self, parent: Node, caller: Caller, mode: int) -> tuple[int, int]:
+        """Group and mode of a new node: a directory's set-group-id bit is handed on."""
+        if parent.mode & stat.S_ISGID:
+            if stat.S_ISDIR(mode):
+                mode |= stat.S_ISGID
+            return parent.gid, mode
+        return caller.gid, mode
+
+    def mknod(self, path: bytes, mode: int, rdev: int, caller: Caller) -> Node:
+        """Make a file, fifo, socket or device."""
+        self._begin_change()
+        if not stat.S_IFMT(mode):
+            mode |= stat.S_IFREG
+        if stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
+            raise _error(errno.EINVAL)
+        with self._tree.transaction():
+            parent, name = self._free_place(path)
+            gid, mode = self._owner(parent, caller, mode)
+            return self._tree.create(parent, name, mode, caller.uid, gid, rdev=rdev)
+
+    def mkdir(self, path: bytes, mode: int, caller: Caller) -> None:
+        self._begin_change()
+        with self._tree.transaction():
+            parent, name = self._free_place(path)
+            if parent.nlink >= LINK_MAX:
+                raise _error(errno.EMLINK)
+            gid, mode = self._owner(parent, caller, stat.S_IFDIR | stat.S_IMODE(mode))
+            self._tree.create(parent, name, mode, caller.uid, gid)
+
+    def symlink(self, target: bytes, path: bytes, caller: Caller) -> None:
+        self._begin_change()
+        if not target:
+            raise _error(errno.ENOENT)
+        if len(target) >= PATH_MAX_BYTES:
+            raise _error(errno.ENAMETOOLONG)
+        with self._tree.transaction():
+            parent, name = self._free_place(path)
+            gid, mode = self._owner(parent, caller, stat.S_IFLNK | 0o777)
+            self._tree.create(parent, name, mode, caller.uid, gid, target=target)
+
+    def readlink(self, path: bytes) -> bytes:
+        target = self._walk(path).target
+        if target is None:
+            raise _error(errno.EINVAL)
+        return target
+
+    def link(self, old: bytes, new: bytes) -> None:
+        """Give a file a second name."""
+        self._begin_change()
+        with self._tree.transaction():
+            node = self._walk(old)
+            if node.is_dir:
+                raise _error(errno.EPERM)
+            if node.nlink >= LINK_MAX:
+                raise _error(errno.EMLINK)
+            parent, name = self._free_place(new)
+            self._tree.link(node.id, parent.id, name)
+
+    def unlink(self, path: bytes) -> None:
+        self._begin_change()
+        parent, name = self._parent(path)
+        if self.hidden.reveal(parent.id, name):
+            return
+        with self.files.lock, self._tree.transaction():
+            node = self._existing(parent, name)
+            if node.is_dir:
+                raise _error(errno.EISDIR)
+            self._drop_name(parent, name, node)
+        self.files.forget(node.id)
+
+    def rmdir(self, path: bytes) -> None:
+        self._begin_change()
+        with self._tree.transaction():
+            parent, name = self._parent(path)
+            node = self._existing(parent, name)
+            if not node.is_dir:
+                raise _error(errno.ENOTDIR)
+            if not self._tree.is_empty(node.id):
+                raise _error(errno.ENOTEMPTY)
+            self._tree.unlink(parent.id, name, keep=False)
+
+    def _existing(self, parent: Node, name: bytes) -> Node:
+        number = self._tree.lookup(parent.id, name)
+        if number is None:
+            raise _error(errno.ENOENT)
+        return self._node(number)
+
+    def _drop_name(self, parent: Node, name: bytes, node: Node) -> None:
+        """Take a name away; the file stays as an orphan while it is open. Holds `_lock`."""
+        is_open = self.files.is_open(node.id)
+        self._blocks.unname(self._tree.unlink(parent.id, name, keep=is_open))
+
+    def rename(self, old: bytes, new: bytes, flags: int = 0) -> None:
+        """Move a name, replacing what is in its new place, in one step."""
+        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == 3:
+            raise _error(errno.EINVAL)
+        if new.rpartition(b"/")[2].startswith(PREFIX) and not flags and self._hide(old, new):
+            return
+        if self.read_only is not None:
+            raise _error(errno.EROFS)
+        with self.files.lock, self._tree.transaction():
+            # In the same transaction as the rename whose first half it is.
+            self.hidden.settle()
+            old_parent, old_name = self._parent(old)
+            new_parent, new_name = self._parent(new)
+            node = self._existing(old_parent, old_name)
+            if node.is_dir and self._is_within(new_parent.id, node.id):
+                raise _error(errno.EINVAL)
+            number = self._tree.lookup(new_parent.id, new_name)
+            if flags & RENAME_EXCHANGE:
+                self._check_exchange(old_parent, node, number)
+                self._tree.exchange(old_parent.id, old_name, new_parent.id, new_name)
+                return
+            if number is not None:
+                if flags & RENAME_NOREPLACE:
+                    raise _error(errno.EEXIST)
+                if number == node.id:
+                    return
+                self._make_way(new_parent, new_name, node, self._node(number))
+            self._tree.rename(old_parent.id, old_name, new_parent.id, new_name)
+        if number is not None:
+            self.files.forget(number)
+
+    def _check_exchange(self, old_parent: Node, node: Node, number: int | None) -> None:
+        """Whether a name of `node` may be swapped with one of node `number`."""
+        if number is None:
+            raise _error(errno.ENOENT)
+        if self._node(number).is_dir and self._is_within(old_parent.id, number):
+            raise _error(errno.EINVAL)
+
+    def _hide(self, old: bytes, hidden: bytes) -> bool:
+        """libfuse removes or replaces an open file; see `hidden`. False: it isn't open."""
+        self._begin_change()
+        with self.files.lock, self._tree.transaction():
+            parent, name = self._parent(old)
+            node = self._existing(parent, name)
+            if not self.files.is_open(node.id):
+                return False
+            hidden_parent, hidden_name = self._parent(hidden)
+            self.hidden.hide(node, (parent.id, name), (hidden_parent.id, hidden_name))
+            return True
+
+    def _make_way(self, parent: Node, name: bytes, node: Node, target: Node) -> None:
+        """Remove what a rename replaces, if it may."""
+        if target.is_dir:
+            if not node.is_dir:
+                raise _error(errno.EISDIR)
+            if not self._tree.is_empty(target.id):
+                raise _error(errno.ENOTEMPTY)
+            self._tree.unlink(parent.id, name, keep=False)
+            return
+        if node.is_dir:
+            raise _error(errno.ENOTDIR)
+        self._drop_name(parent, name, target)
+
+    def _is_within(self, directory: int, ancestor: int) -> bool:
+        """Whether `directory` is `ancestor` or lies below it."""
+        while directory != ancestor:
+            if directory == ROOT:
+                return False
+            names = self._tree.names_of(directory)
+            if not names:
+                return False
+            directory = names[0][0]
+        return True
+
+    # Directories
+
+    def opendir(self, path: bytes) -> int:
+        """Open a directory; returns a handle for `directories`."""
+        node = self._walk(path)
+        if not node.is_dir:
+            raise _error(errno.ENOTDIR)
+        return self.directories.open(node.id)
+
+    # Opening, closing
+
+    def create(self, path: bytes, mode: int, flags: int, caller: Caller) -> int:
+        """Make a file and open it. A path that exists meanwhile is opened, as O_CREAT does."""
+        try:
+            node = self.mknod(path, stat.S_IFREG | stat.S_IMODE(mode), 0, caller)
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            return self.open(path, flags, caller)
+        return self.files.open(node)
+
+    def open(self, path: bytes, flags: int, caller: Caller = SUPERUSER) -> int:
+        """Open a file; returns a handle for `files`."""
+        self.hidden.settle()
+        writes = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
+        if writes and self.read_only is not None:
+            raise _error(errno.EROFS)
+        with self.files.lock:
+            node = self._walk(path)
+            if node.is_dir:
+                raise _error(errno.EISDIR)
+            handle = self.files.open(node)
+        if flags & os.O_TRUNC:
+            self._drop_privileges(node.id, caller)
+            self.files.truncate(handle, 0)
+        return handle
+
+    def caching(self, handle: int) -> Caching:
+        """What the kernel may do with its cache of a file that was just opened."""
+        if self._node(self.files.node_id(handle)).nlink > 1:
+            return Caching.NONE
+        return Caching.KEEP if self.read_only is None else Caching.FRESH
+
+    def write(
+        self,
+        handle: int,
+        data: memoryview,
+        offset: int,
+        caller: Callable[[], Caller] = lambda: SUPERUSER,
+    ) -> int:
+        """Write to an open file; returns len(data)."""
+        if self.read_only is not None:
+            raise _error(errno.EROFS)
+        if offset + len(data) > MAX_FILE_BYTES:
+            raise _error(errno.EFBIG)
+        if self.files.begins_writing(handle):
+            self._drop_privileges(self.files.node_id(handle), caller())
+        return self.files.write(handle, data, offset)
+
+    def _drop_privileges(self, number: int, caller: Caller) -> None:
+        """Who writes to a program must not leave it with another person's rights."""
+        if caller.uid == 0:
+            return
+        with self._tree.transaction():
+            node = self._tree.node(number)
+            if node is None:
+                return
+            if _without_privileges(node.mode) != node.mode:
+                self._tree.save(node.changed(mode=_without_privileges(node.mode)))
+            self._xattrs.drop_capabilities(node)
+
+    def truncate(self, target: Target, size: int, caller: Caller = SUPERUSER) -> None:
+        self._begin_change()
+        if size > MAX_FILE_BYTES:
+            raise _error(errno.EFBIG)
+        self._drop_privileges(self._find(target).id, caller)
+        if isinstance(target, int):
+            self.files.truncate(target, size)
+            return
+        handle = self.open(target, os.O_WRONLY, caller)
+        try:
+            self.files.truncate(handle, size)
+        finally:
+            self.release(handle)
+
+    def release(self, handle: int) -> None:
+        """The last descriptor of a handle is closed."""
+        number = self.files.release(handle)
+        if number is not None:
+            self.hidden.closed(number)
+
+    # Extended attributes
+
+    def getxattr(self, path: bytes, name: bytes) -> bytes:
+        return self._xattrs.get(self._walk(path), name)
+
+    def listxattr(self, path: bytes) -> list[bytes]:
+        return self._xattrs.names(self._walk(path))
+
+    def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None:
+        self._begin_change()
+        with self._tree.transaction():
+            self._xattrs.set(self._walk(path), name, value, flags)
+
+    def removexattr(self, path: bytes, name: bytes) -> None:
+        self._begin_change()
+        with self._tree.transaction():
+            self._xattrs.remove(self._walk(path), name)
+
+    # The whole
+
+    def take_stale_paths(self) -> list[bytes]:
+        """Paths under which the kernel knows something that is no longer true."""
+        return self._tree.take_stale_paths()
+
+    def totals(self) -> tuple[int, int]:
+        """(nodes, bytes of files)."""
+        return self._tree.totals()
+
+
+def _without_privileges(mode: int) -> int:
+    """A mode without set-user-id, and without set-group-id where the group may execute."""
+    mode &= ~stat.S_ISUID
+    return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode
+
+
+def _storable(time_ns: int | None) -> int | None:
+    """A time as the database can hold it: 64 bits of nanoseconds."""
+    return None if time_ns is None else max(-_MAX_TIME_NS, min(time_ns, _MAX_TIME_NS))
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))

@@ -1,0 +1,79 @@
+"""Open directories: listings that go on over many calls while entries come and go."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from syncer.metadata.tree import Node, Tree
+from syncer.vfs.files import Files
+
+#: Entries read from the database at once; a call of the kernel's takes some 25.
+_ROWS = 128
+
+
+@dataclass
+class _Listing:
+    """An open directory. `shown` has the names in order, so that an offset can be resumed."""
+
+    node_id: int
+    shown: list[bytes] = field(default_factory=list)
+    rows: list[tuple[bytes, Node]] = field(default_factory=list)
+    rows_at: int = 0
+    name_changes: int = -1
+
+
+class Directories:
+    """The table of open directories. Different handles may be used by different threads.
+
+    The order is that of the names, and what comes next is looked up by the last name delivered.
+    So entries that come and go meanwhile neither hide others nor make them show twice.
+    """
+
+    def __init__(self, tree: Tree, files: Files) -> None:
+        self._tree = tree
+        self._files = files
+        self._listings: dict[int, _Listing] = {}
+        self._numbers = itertools.count(1)
+
+    def open(self, node_id: int) -> int:
+        """Open a directory; returns a handle for the other methods."""
+        handle = next(self._numbers)
+        self._listings[handle] = _Listing(node_id)
+        return handle
+
+    def read(self, handle: int, offset: int, limit: int) -> list[tuple[bytes, Node]]:
+        """Up to `limit` entries from number `offset` on, without "." and ".."."""
+        listing = self._listings[handle]
+        del listing.shown[offset:]
+        if listing.name_changes != self._tree.name_changes or listing.rows_at != offset:
+            listing.rows = []
+        if not listing.rows:
+            listing.name_changes = self._tree.name_changes
+            after = listing.shown[-1] if listing.shown else b""
+            listing.rows = self._tree.entries(listing.node_id, after, _ROWS)
+            listing.rows_at = offset
+        return [(name, self._files.overlaid(node)) for name, node in listing.rows[:limit]]
+
+    def delivered(self, handle: int, names: Sequence[bytes]) -> None:
+        """These entries, the first of the last `read`, have reached the kernel."""
+        listing = self._listings[handle]
+        listing.shown.extend(names)
+        del listing.rows[: len(names)]
+        listing.rows_at += len(names)
+
+    def dots(self, handle: int) -> tuple[Node, Node]:
+        """The nodes of "." and ".."."""
+        node = self._tree.node(self._listings[handle].node_id)
+        if node is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        names = self._tree.names_of(node.id)
+        parent = self._tree.node(names[0][0]) if names else None
+        return node, parent or node
+
+    def release(self, handle: int) -> None:
+        """The handle is closed."""
+        self._listings.pop(handle, None)

@@ -1,0 +1,239 @@
+"""Open files: the table of handles, and what reading, writing, flushing and closing mean."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from syncer.blocks.store import Blocks
+from syncer.codec import BLOCK_BYTES
+from syncer.errors import CorruptError, MissingError, SyncerError
+from syncer.metadata.contents import Contents
+from syncer.metadata.tree import Node, Tree
+from syncer.vfs.openfile import OpenFile, Shared
+from syncer.vfs.readahead import ReadAhead
+
+log = logging.getLogger(__name__)
+
+_DAY_NS = 86_400 * 10**9
+#: Patches become blocks when they are older than this.
+_PATCH_NS = 10 * 10**9
+
+
+@dataclass
+class _Handle:
+    file: OpenFile
+    read_ahead: ReadAhead
+    was_read: bool = False
+    was_written: bool = False
+
+
+class Files:
+    """All open files. Safe for use from several threads.
+
+    `lock` guards the tables of files and handles, and is taken before the database's lock. An
+    OpenFile's own lock, which may be held across a fetch, is never taken under it.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        contents: Contents,
+        blocks: Blocks,
+        *,
+        read_ahead: Callable[[Sequence[bytes]], None],
+        max_read_ahead_bytes: int,
+        inline_limit_bytes: int,
+        inline_total_bytes: int,
+        update_atime: bool = True,
+    ) -> None:
+        self._tree = tree
+        self._contents = contents
+        self._blocks = blocks
+        self._read_ahead = read_ahead
+        self._max_read_ahead_blocks = max(1, max_read_ahead_bytes // BLOCK_BYTES)
+        self.update_atime = update_atime
+        self.lock = threading.RLock()
+        self._shared = Shared(inline_limit_bytes, inline_total_bytes)
+        self._files: dict[int, OpenFile] = {}
+        self._handles: dict[int, _Handle] = {}
+        self._numbers = itertools.count(1)
+
+    def is_open(self, number: int) -> bool:
+        """Whether any handle leads to this node."""
+        file = self._files.get(number)
+        return file is not None and file.handles > 0
+
+    def forget(self, number: int) -> None:
+        """Drop a file that waits to be saved, if it has no handle and its node was removed.
+
+        The caller holds no lock: the file's own may be held across a fetch.
+        """
+        with self.lock:
+            file = self._files.get(number)
+            if file is None or file.handles or self._tree.node(number) is not None:
+                return
+            del self._files[number]
+        file.discard()
+
+    def adopt(self) -> None:
+        """Take up what an earlier process had noted of open files but not sealed."""
+        for number in self._contents.patched_nodes():
+            node = self._tree.node(number)
+            if node is not None:
+                with self.lock:
+                    file = OpenFile(node, self._tree, self._contents, self._blocks, self._shared)
+                    self._files[number] = file
+                file.adopt_patches()
+
+    def count(self) -> int:
+        """How many handles there are."""
+        return len(self._handles)
+
+    def unsaved_count(self) -> int:
+        """How many files have writes that are not in the metadata yet."""
+        with self.lock:
+            return sum(file.dirty_since_ns is not None for file in self._files.values())
+
+    def overlaid(self, node: Node) -> Node:
+        """The node as a caller must see it: with what is only buffered so far."""
+        file = self._files.get(node.id)
+        return node if file is None else file.overlay(node)
+
+    def node_id(self, handle: int) -> int:
+        """The node that a handle leads to; EBADF."""
+        return self._handle(handle).file.node_id
+
+    def forget_write_time(self, number: int) -> None:
+        """The times of a file are set by hand: those of buffered writes no longer count."""
+        file = self._files.get(number)
+        if file is not None:
+            file.forget_write_time()
+
+    def note_write_time(self, handle: int, mtime_ns: int) -> bool:
+        """The kernel tells when it took the writes that it sent; False: they are saved already."""
+        return self._handle(handle).file.note_write_time(mtime_ns)
+
+    def open(self, node: Node) -> int:
+        """Open a file; returns a handle for the other methods."""
+        with self.lock:
+            file = self._files.get(node.id)
+            if file is None:
+                file = OpenFile(node, self._tree, self._contents, self._blocks, self._shared)
+                self._files[node.id] = file
+            file.handles += 1
+            handle = next(self._numbers)
+            self._handles[handle] = _Handle(file, ReadAhead(self._max_read_ahead_blocks))
+            return handle
+
+    def _handle(self, handle: int) -> _Handle:
+        found = self._handles.get(handle)
+        if found is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return found
+
+    def read_into(self, handle: int, target: memoryview, offset: int) -> int:
+        """Fill `target` from an open file; returns the bytes read, fewer only at its end."""
+        opened = self._handle(handle)
+        opened.was_read = True
+        file = opened.file
+        if file.size > BLOCK_BYTES:
+            span = opened.read_ahead.wanted(offset, len(target))
+            ids = file.block_ids(*span) if span else []
+            if ids:
+                self._read_ahead(ids)
+        try:
+            return file.read_into(target, offset)
+        except (CorruptError, MissingError) as error:
+            path = os.fsdecode(self._tree.path_of(file.node_id))
+            raise type(error)(f"{path}: {error}") from error
+
+    def begins_writing(self, handle: int) -> bool:
+        """Whether nothing has been written through this handle before."""
+        opened = self._handle(handle)
+        begins, opened.was_written = not opened.was_written, True
+        return begins
+
+    def write(self, handle: int, data: memoryview, offset: int) -> int:
+        """Write to an open file; returns len(data)."""
+        file = self._handle(handle).file
+        file.write(data, offset)
+        node = self._tree.node(file.node_id)
+        if node is not None:
+            self._tree.note_change(node)
+        return len(data)
+
+    def truncate(self, handle: int, size: int) -> None:
+        """Set the size of an open file."""
+        self._handle(handle).file.truncate(size)
+
+    def flush(self, handle: int) -> None:
+        """A descriptor of the file is closed: what was written must survive our death."""
+        file = self._handle(handle).file
+        if file.dirty_since_ns is not None:
+            file.flush()
+
+    def fsync(self, handle: int, sync_metadata: Callable[[], None]) -> None:
+        """Make a file power-safe, with the names that lead to it."""
+        self._handle(handle).file.sync(sync_metadata)
+
+    def release(self, handle: int) -> int | None:
+        """The last descriptor of a handle is closed; returns the node's number if it was the
+        last handle of a file that has no name any more."""
+        opened = self._handle(handle)
+        file = opened.file
+        nameless = False
+        try:
+            if file.dirty_since_ns is not None:
+                file.flush()
+        finally:
+            with self.lock:
+                del self._handles[handle]
+                file.handles -= 1
+                node = self._tree.node(file.node_id)
+                nameless = not file.handles and (node is None or not node.nlink)
+                if not file.handles and (nameless or file.dirty_since_ns is None):
+                    del self._files[file.node_id]
+            if nameless:
+                file.discard()
+        if nameless:
+            return file.node_id
+        if opened.was_read and self.update_atime and node is not None:
+            self._note_reading(node)
+        return None
+
+    def _note_reading(self, node: Node) -> None:
+        """relatime: the time of reading moves once after a change, else once a day."""
+        now = self._tree.now_ns()
+        if node.atime_ns <= max(node.mtime_ns, node.ctime_ns) or node.atime_ns < now - _DAY_NS:
+            self._tree.set_atime(node.id, now)
+
+    def flush_all(self, *, seal: bool) -> None:
+        """Commit what open files hold in buffers. A file that can't be committed now stays.
+
+        Without `seal`, small rewrites become patches, and blocks only after a while.
+        """
+        with self.lock:
+            files = [file for file in self._files.values() if file.dirty_since_ns is not None]
+        for file in files:
+            try:
+                file.flush(seal=seal or file.is_due(_PATCH_NS))
+            except SyncerError as error:
+                log.warning("an open file (node %d) is not saved yet: %s", file.node_id, error)
+            with self.lock:
+                if file.handles == 0 and file.dirty_since_ns is None:
+                    self._files.pop(file.node_id, None)
+
+    def reload(self) -> None:
+        """Others changed the tables (a follower caught up): open files look again."""
+        with self.lock:
+            files = list(self._files.values())
+        for file in files:
+            node = self._tree.node(file.node_id)
+            if node is not None:
+                file.reload(node)

@@ -1,0 +1,108 @@
+"""Files that are removed while they are open.
+
+libfuse's high-level interface renames such a file to ".fuse_hidden..." and removes that name with
+the last handle. Here the hidden name exists in memory only: in the tree the file has lost its name
+and is an orphan, so it is in no listing, in nobody's way, and in no history.
+
+When the hiding is the first half of a rename over an open file, a crash before the second half
+must bring the target back; but whether a rename follows is known only from the same thread's next
+call, which comes at once. So the removal is noted as provisional in the orphan's row at first. It
+is made final by that thread's next call, or after a moment without one.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from syncer.blocks.store import Blocks
+from syncer.metadata.tree import Node, Tree
+from syncer.vfs.files import Files
+
+PREFIX = b".fuse_hidden"
+#: A rename follows its first half within microseconds.
+_PROVISIONAL_SECONDS = 0.02
+
+
+class HiddenFiles:
+    """The hidden names. Safe for use from several threads; `files.lock` guards its tables."""
+
+    def __init__(self, tree: Tree, blocks: Blocks, files: Files) -> None:
+        self._tree = tree
+        self._blocks = blocks
+        self._files = files
+        self._nodes: dict[tuple[int, bytes], int] = {}
+        #: thread -> (node whose removal it may yet turn into a rename, when it no longer may)
+        self._provisional: dict[int, tuple[int, threading.Timer]] = {}
+
+    def find(self, parent: int, name: bytes) -> int | None:
+        """The node behind a hidden name, or None."""
+        return self._nodes.get((parent, name))
+
+    def is_counted(self, target: bytes | int, number: int) -> bool:
+        """Whether libfuse takes the name by which it asks for a node for one more link, that it
+        then does not tell of: it made the hidden name itself."""
+        if number not in self._nodes.values():
+            return False
+        return isinstance(target, int) or target.rpartition(b"/")[2].startswith(PREFIX)
+
+    def hide(self, node: Node, place: tuple[int, bytes], hidden: tuple[int, bytes]) -> None:
+        """Take the name `place` (directory, name) from an open file; `hidden` leads to it now."""
+        with self._files.lock, self._tree.transaction():
+            self._blocks.unname(self._tree.unlink(*place, keep=True))
+            self._nodes[hidden] = node.id
+            if node.nlink == 1:
+                self._tree.set_provisional(node.id, *place)
+                thread = threading.get_ident()
+                timer = threading.Timer(_PROVISIONAL_SECONDS, self._settle, (thread, node.id))
+                timer.name, timer.daemon = "syncer-settle", True
+                self._provisional[thread] = node.id, timer
+                timer.start()
+
+    def settle(self) -> None:
+        """What this thread hid before its present call is final: call this first in every call."""
+        if self._provisional:
+            self._settle(threading.get_ident(), None)
+
+    def stop(self) -> None:
+        """The file system ends: no call follows any more, and all that was hidden is final."""
+        for thread in list(self._provisional):
+            self._settle(thread, None)
+
+    def _settle(self, thread: int, only: int | None) -> None:
+        with self._files.lock:
+            number, timer = self._provisional.get(thread, (None, None))
+            if number is not None and timer is not None and only in (None, number):
+                del self._provisional[thread]
+                timer.cancel()
+                self._tree.set_provisional(number, None, None)
+
+    def reveal(self, parent: int, name: bytes) -> bool:
+        """Remove a hidden name, and its file unless that is still open; False: there is none."""
+        number = self._nodes.pop((parent, name), None)
+        if number is None:
+            return False
+        self._remove(number)
+        return True
+
+    def closed(self, number: int) -> None:
+        """The last handle of a file without a name was closed."""
+        if number not in self._nodes.values():
+            self._remove(number)
+
+    def _remove(self, number: int) -> None:
+        with self._files.lock:
+            if not self._files.is_open(number):
+                with self._tree.transaction():
+                    self._blocks.unname(self._tree.remove_orphan(number))
+
+    def recover(self) -> None:
+        """After an unclean end: finish the removals, or undo those that were provisional."""
+        for number, parent, name in self._tree.orphans():
+            with self._tree.transaction():
+                if parent is not None and name is not None and self._is_free(parent, name):
+                    self._tree.adopt_orphan(number, parent, name)
+                else:
+                    self._blocks.unname(self._tree.remove_orphan(number))
+
+    def _is_free(self, parent: int, name: bytes) -> bool:
+        return self._tree.node(parent) is not None and self._tree.lookup(parent, name) is None

@@ -1,0 +1,504 @@
+"""One open file: what its handles share between a write and its way into blocks.
+
+Writes gather in buffers of one block each. A buffer is *sealed* - hashed, put into a local block
+file and named by the metadata, in this order - when it is full, when the file is flushed
+(close, fsync, the committer's round) or when the buffers of all files together grow past a bound.
+
+Rules that keep a crash from showing anything but old or new content per block:
+
+- The committed size never covers a buffer that is not sealed: buffers are sealed from the front.
+- A block is never longer than its part of the file, so growing a file again shows zeros. It may be
+  shorter; what is missing reads as zeros.
+- Shrinking, the cut of the last block and the new size are one transaction.
+- Small rewrites may be safe as patches (see `patchlog`) while their blocks are not sealed. A
+  block's patches go in the transaction that seals it, so none ever lies over newer content.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from syncer.blocks.store import Blocks
+from syncer.codec import BLOCK_BYTES, HOLE, ID_BYTES
+from syncer.errors import MissingError
+from syncer.metadata.contents import RUN_BLOCKS, Contents
+from syncer.metadata.tree import Node, Tree
+from syncer.vfs.patchlog import MAX_PATCH_BYTES, PatchLog
+
+#: What the buffers of all open files may take before a writer seals its own.
+MAX_BUFFERED_BYTES = 32 << 20
+_MAX_CACHED_RUNS = 8
+#: No setting allows larger files in the database; above it, nobody has to look there.
+_MAX_INLINE_BYTES = 65536
+
+
+@dataclass(slots=True)
+class _Buffer:
+    """The newest bytes of one block. If `base` is set, only [start, end) is known so far."""
+
+    data: bytearray
+    base: bytes | None = None
+    start: int = 0
+    end: int = 0
+
+
+@dataclass
+class Shared:
+    """What all open files share. Safe for use from several threads."""
+
+    inline_limit_bytes: int
+    """A file of at most this size lies in the database: no block file, no object of its own."""
+    inline_total_bytes: int
+    """What all tiny files together may take there before others become blocks."""
+    buffered_bytes: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Guards `buffered_bytes`."""
+
+    def count(self, change_bytes: int) -> None:
+        """Note that buffers have grown or shrunk."""
+        with self.lock:
+            self.buffered_bytes += change_bytes
+
+
+class OpenFile:
+    """The shared state of all handles of one file. Safe for use from several threads.
+
+    `lock` guards everything in it and may be held across local I/O and, for writes into a block
+    that is not local, across its fetch: then only this file's users wait. It is taken before
+    the database's lock, never after.
+    """
+
+    def __init__(
+        self, node: Node, tree: Tree, contents: Contents, blocks: Blocks, shared: Shared
+    ) -> None:
+        self.node_id = node.id
+        self.lock = threading.RLock()
+        self.handles = 0
+        self.size = node.size
+        self._tree = tree
+        self._contents = contents
+        self._blocks = blocks
+        self._shared = shared
+        self._buffers: dict[int, _Buffer] = {}
+        self._runs: dict[int, bytes] = {}
+        self._inline = self._load_inline(node)
+        self._unsynced: set[bytes] = set()
+        self._log = PatchLog()
+        #: Patches of an earlier process that are not laid over the blocks yet.
+        self._found: list[tuple[int, bytes]] = []
+        #: Times of writes that are not in the tree yet, or None.
+        self._written_ns: int | None = None
+        self.dirty_since_ns: int | None = None
+
+    def _load_inline(self, node: Node) -> bytes | None:
+        return self._contents.inline(node.id) if node.size <= _MAX_INLINE_BYTES else None
+
+    # Attributes
+
+    def overlay(self, node: Node) -> Node:
+        """The node as a caller must see it: with what is only buffered so far.
+
+        Takes no lock: a writer may hold it while it waits for room, and `ls` must not.
+        """
+        if self.dirty_since_ns is None:
+            return node
+        written_ns = self._written_ns
+        if written_ns is None:
+            return node.changed(size=self.size)
+        return node.changed(size=self.size, mtime_ns=written_ns, ctime_ns=written_ns)
+
+    def forget_write_time(self) -> None:
+        """The caller sets the file's times itself: what was written before does not count."""
+        if self._log.logged_bytes:
+            self.flush(seal=True)
+        self._written_ns = None
+
+    def note_write_time(self, mtime_ns: int) -> bool:
+        """The kernel tells when it took the writes that it sent; False: they are saved already."""
+        with self.lock:
+            if self.dirty_since_ns is None:
+                return False
+            self._written_ns = mtime_ns
+            return True
+
+    # Reading
+
+    def read_into(self, target: memoryview, offset: int) -> int:
+        """Fill `target` from the file at `offset`; returns the bytes read, short at the end.
+
+        Raises what `Blocks.read_into` raises.
+        """
+        with self.lock:
+            self._lay_found()
+            length = max(0, min(len(target), self.size - offset))
+        done = 0
+        while done < length:
+            index, start = divmod(offset + done, BLOCK_BYTES)
+            part = target[done : done + min(BLOCK_BYTES - start, length - done)]
+            self._read_block(part, index, start)
+            done += len(part)
+        return length
+
+    def _read_block(self, part: memoryview, index: int, start: int) -> None:
+        """Fill `part` from block `index` at `start`, zeros where nothing was written."""
+        while True:
+            with self.lock:
+                if self._read_buffered(part, index, start):
+                    return
+                block_id = self.block_id(index)
+            if block_id == HOLE:
+                part[:] = bytes(len(part))
+                return
+            try:
+                count = self._blocks.read_into(block_id, start, part)
+            except MissingError:
+                # Replaced between the look and the reading: the old block is gone for good.
+                with self.lock:
+                    if self.block_id(index) == block_id and index not in self._buffers:
+                        raise
+                continue
+            if count < len(part):
+                part[count:] = bytes(len(part) - count)
+            return
+
+    def _read_buffered(self, part: memoryview, index: int, start: int) -> bool:
+        """Fill `part` from memory, if the block is there. The caller holds `lock`."""
+        if self._inline is not None:
+            data: bytes | bytearray = self._inline
+        else:
+            buffer = self._buffers.get(index)
+            if buffer is None:
+                return False
+            end = start + len(part)
+            if buffer.base is not None and not (buffer.start <= start and end <= buffer.end):
+                self._load(buffer)
+            data = buffer.data
+        piece = data[start : start + len(part)]
+        part[: len(piece)] = piece
+        if len(piece) < len(part):
+            part[len(piece) :] = bytes(len(part) - len(piece))
+        return True
+
+    def block_id(self, index: int) -> bytes:
+        """The id of the block at `index` as it is committed, or HOLE."""
+        run, place = divmod(index, RUN_BLOCKS)
+        with self.lock:
+            data = self._runs.get(run)
+            if data is None:
+                data = self._contents.run(self.node_id, run)
+                if len(self._runs) >= _MAX_CACHED_RUNS:
+                    del self._runs[next(iter(self._runs))]
+                self._runs[run] = data
+        start = place * ID_BYTES
+        return data[start : start + ID_BYTES] or HOLE
+
+    def block_ids(self, first: int, last: int) -> list[bytes]:
+        """The committed ids of blocks `first` to `last` that exist."""
+        last = min(last, (self.size - 1) // BLOCK_BYTES)
+        ids = (self.block_id(index) for index in range(first, last + 1))
+        return [block_id for block_id in ids if block_id != HOLE]
+
+    # Writing
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write `data` at `offset`. Raises LocalFullError, or what a fetch raises."""
+        with self.lock:
+            self._lay_found()
+            self._leave_inline()
+            now = self._tree.now_ns()
+            done = 0
+            while done < len(data):
+                index, start = divmod(offset + done, BLOCK_BYTES)
+                part = data[done : done + BLOCK_BYTES - start]
+                if len(part) == BLOCK_BYTES:
+                    self._write_whole(index, part, now)
+                else:
+                    self._log.note(offset + done, part, self._known(index, start, len(part)))
+                    self._write_part(index, start, part, now)
+                done += len(part)
+                # After the bytes, so that a failed write does not leave a longer file.
+                self.size = max(self.size, offset + done)
+            if self._shared.buffered_bytes > MAX_BUFFERED_BYTES:
+                self._seal(list(self._buffers))
+
+    def _note_write(self, now_ns: int) -> None:
+        self._written_ns = now_ns
+        if self.dirty_since_ns is None:
+            self.dirty_since_ns = now_ns
+
+    def _write_whole(self, index: int, data: memoryview, now_ns: int) -> None:
+        """A whole block at once needs no buffer, and is not copied."""
+        self._seal([other for other in self._buffers if other < index])
+        self._drop_buffer(index)
+        self._note_write(now_ns)
+        end = (index + 1) * BLOCK_BYTES
+        self._place({index: self._blocks.put(data)}, max(self._committed_size(), end))
+
+    def _write_part(self, index: int, start: int, data: memoryview, now_ns: int) -> None:
+        buffer = self._buffers.get(index)
+        if buffer is None:
+            base = self.block_id(index)
+            buffer = _Buffer(bytearray(), None if base == HOLE else base, start, start)
+            self._buffers[index] = buffer
+        end = start + len(data)
+        if buffer.base is not None and (start > buffer.end or end < buffer.start):
+            self._load(buffer)
+        before = len(buffer.data)
+        if start > before:
+            buffer.data.extend(bytes(start - before))
+        buffer.data[start:end] = data
+        self._shared.count(len(buffer.data) - before)
+        buffer.start, buffer.end = min(start, buffer.start), max(end, buffer.end)
+        self._note_write(now_ns)
+        if end == BLOCK_BYTES and buffer.start == 0:
+            self.size = max(self.size, (index + 1) * BLOCK_BYTES)
+            self._seal([other for other in self._buffers if other <= index])
+
+    def _known(self, index: int, start: int, length: int) -> bytes:
+        """What a buffer that is complete has in this place, else b""."""
+        buffer = self._buffers.get(index)
+        if buffer is None or buffer.base is not None or length > MAX_PATCH_BYTES:
+            return b""
+        return bytes(buffer.data[start : start + length])
+
+    def _load(self, buffer: _Buffer) -> None:
+        """Complete a buffer that knows only what was written, from the block below it."""
+        assert buffer.base is not None
+        below = bytearray(self._blocks.get(buffer.base))
+        before = len(buffer.data)
+        if len(below) < buffer.end:
+            below.extend(bytes(buffer.end - len(below)))
+        below[buffer.start : buffer.end] = buffer.data[buffer.start : buffer.end]
+        buffer.data, buffer.base = below, None
+        buffer.start, buffer.end = 0, len(below)
+        self._shared.count(len(below) - before)
+
+    def _leave_inline(self) -> None:
+        """Turn inline content into a buffer; the row stays until the buffer is sealed."""
+        if self._inline is not None:
+            self._buffers[0] = _Buffer(bytearray(self._inline), None, 0, len(self._inline))
+            self._shared.count(len(self._inline))
+            self._inline = None
+
+    def _drop_buffer(self, index: int) -> None:
+        buffer = self._buffers.pop(index, None)
+        if buffer is not None:
+            self._shared.count(-len(buffer.data))
+
+    # Sealing
+
+    def flush(self, *, seal: bool = False) -> None:
+        """Bring everything that is buffered into the database or local blocks.
+
+        Small rewrites may become patches and stay buffered, but not with `seal`.
+        """
+        with self.lock:
+            if self.dirty_since_ns is None or (not seal and self._log_patches()):
+                return
+            self._lay_found()
+            if not self._seal_inline():
+                self._seal(list(self._buffers))
+                with self._tree.transaction():
+                    self._save(self.size)
+                    self._contents.drop_patches(self.node_id)
+            self._written_ns = self.dirty_since_ns = None
+            self._log = PatchLog()
+
+    def is_due(self, age_ns: int) -> bool:
+        """Whether the oldest patch is older than that, so that the file should be sealed."""
+        since_ns = self._log.logged_since_ns
+        return bool(self._log.logged_bytes) and since_ns < self._tree.now_ns() - age_ns
+
+    def _log_patches(self) -> bool:
+        """Make what is not safe yet into patches, if that pays; False: it has to be sealed."""
+        log, written_ns = self._log, self._written_ns
+        if not self._buffers or written_ns is None or self.size <= self._shared.inline_limit_bytes:
+            return False
+        if not log.pays(sum(self._length(index) for index in self._buffers)):
+            return False
+        if any(self.block_id(index) == HOLE for index in self._buffers):
+            return False
+        if log.unlogged:
+            with self._tree.transaction():
+                if self._tree.node(self.node_id) is None:
+                    return False
+                self._contents.add_patches(self.node_id, log.unlogged, self.size, written_ns)
+            log.logged(self._tree.now_ns())
+        return True
+
+    def adopt_patches(self) -> None:
+        """Take up what an earlier process left as patches; reading and sealing lay them over."""
+        patches = self._contents.patches(self.node_id)
+        with self.lock:
+            self._found = [(offset, data) for offset, data, _, _ in patches]
+            _, _, self.size, self._written_ns = patches[-1]
+            self.dirty_since_ns = self._tree.now_ns()
+            self._log.logged_bytes = sum(len(data) for _, data in self._found)
+
+    def _lay_found(self) -> None:
+        while self._found:
+            offset, data = self._found[0]
+            index, start = divmod(offset, BLOCK_BYTES)
+            written_ns = self._written_ns
+            assert written_ns is not None
+            self._write_part(index, start, memoryview(data), written_ns)
+            del self._found[0]
+
+    def _seal_inline(self) -> bool:
+        """Commit a tiny file into the database; False if it is not tiny, or there are too many."""
+        if not self._buffers or not self._fits_inline(self.size):
+            return False
+        buffer = self._loaded(0)
+        assert buffer is not None
+        self._place_inline(bytes(buffer.data[: self.size]), self.size)
+        return True
+
+    def _fits_inline(self, size: int) -> bool:
+        shared = self._shared
+        if size > shared.inline_limit_bytes:
+            return False
+        return self._contents.inline_bytes() + size <= shared.inline_total_bytes
+
+    def _place_inline(self, data: bytes, size: int) -> None:
+        """Commit the bytes of a tiny file, zeros behind `data`, in place of all its blocks."""
+        data += bytes(size - len(data))
+        with self._tree.transaction():
+            if self._save(size):
+                self._blocks.unname(self._contents.set_inline(self.node_id, data))
+                self._contents.drop_patches(self.node_id)
+        self._drop_buffer(0)
+        self._runs.clear()
+        self._inline = data
+
+    def _seal(self, indexes: list[int]) -> None:
+        """Put buffers into blocks and commit them, lowest first."""
+        for index in sorted(indexes):
+            buffer = self._buffers[index]
+            length = self._length(index)
+            if buffer.base is not None and (buffer.start > 0 or buffer.end < length):
+                self._load(buffer)
+            with memoryview(buffer.data) as whole:
+                block_id = self._blocks.put(whole[:length]) if length else HOLE
+            self._place({index: block_id}, max(self._committed_size(), self._end(index)))
+            self._drop_buffer(index)
+
+    def _length(self, index: int) -> int:
+        """How many bytes of the file block `index` covers."""
+        return max(0, min(BLOCK_BYTES, self.size - index * BLOCK_BYTES))
+
+    def _end(self, index: int) -> int:
+        return min(self.size, (index + 1) * BLOCK_BYTES)
+
+    def _committed_size(self) -> int:
+        node = self._tree.node(self.node_id)
+        return node.size if node else 0
+
+    def _place(self, blocks: dict[int, bytes], size: int, cut: int | None = None) -> None:
+        """Commit new blocks, which `put` holds, and the size that they give the file.
+
+        With `cut`, the file first loses its blocks from that index on.
+        """
+        try:
+            with self._tree.transaction():
+                if not self._save(size):
+                    return
+                dropped = []
+                if cut is not None:
+                    dropped = self._contents.cut(self.node_id, cut)
+                    # Those of lower blocks went when these were sealed.
+                    self._contents.drop_patches(self.node_id)
+                placed, replaced = self._contents.set_blocks(self.node_id, blocks)
+                self._blocks.name(placed)
+                self._blocks.unname(dropped + replaced)
+                for index in blocks:
+                    self._contents.drop_patches(self.node_id, index)
+            self._unsynced.update(placed)
+            for index in blocks:
+                self._log.forget_block(index)
+        finally:
+            self._runs.clear()
+            self._blocks.unhold(blocks.values())
+
+    def _save(self, size: int) -> bool:
+        """Commit size and times; False: the node is gone, removed while this file was saved."""
+        node = self._tree.node(self.node_id)
+        if node is None:
+            return False
+        written_ns = self._written_ns
+        if written_ns is not None:
+            self._tree.save(node.changed(size=size, mtime_ns=written_ns, ctime_ns=written_ns))
+        elif node.size != size:
+            self._tree.save(node.changed(size=size))
+        return True
+
+    def sync(self, sync_metadata: Callable[[], None]) -> None:
+        """fsync: flush, then make this file's own blocks power-safe, then the metadata."""
+        with self.lock:
+            self.flush()
+            unsynced, self._unsynced = self._unsynced, set()
+        try:
+            self._blocks.sync(unsynced)
+            sync_metadata()
+        except BaseException:
+            with self.lock:
+                self._unsynced |= unsynced
+            raise
+
+    # Truncating
+
+    def truncate(self, size: int) -> None:
+        """Set the size. Raises LocalFullError, or what a fetch of the last block raises."""
+        with self.lock:
+            self._lay_found()
+            self._leave_inline()
+            self._note_write(self._tree.now_ns())
+            if size < self.size:
+                self._shrink(size)
+            else:
+                self.size = size
+            self.flush(seal=True)
+
+    def _shrink(self, size: int) -> None:
+        """Cut the file. What may fail for want of room comes before anything is changed."""
+        keep, rest = divmod(size, BLOCK_BYTES)
+        self._seal([index for index in self._buffers if index < keep])
+        tail = self._loaded(keep) if rest else None
+        kept = bytes(tail.data[:rest]) if tail is not None else b""
+        if self._buffers and self._fits_inline(size):
+            self._place_inline(kept, size)
+        else:
+            blocks = {keep: self._blocks.put(kept)} if kept else {}
+            self._place(blocks, size, keep + bool(rest))
+        for index in [index for index in self._buffers if index >= keep]:
+            self._drop_buffer(index)
+        self.size = size
+
+    def _loaded(self, index: int) -> _Buffer | None:
+        """The complete buffer of a block, made if need be; None if it is a hole."""
+        buffer = self._buffers.get(index)
+        if buffer is None:
+            block_id = self.block_id(index)
+            if block_id == HOLE:
+                return None
+            buffer = self._buffers[index] = _Buffer(bytearray(), block_id)
+        if buffer.base is not None:
+            self._load(buffer)
+        return buffer
+
+    # The end
+
+    def reload(self, node: Node) -> None:
+        """The tables were changed by others: a follower has caught up."""
+        with self.lock:
+            self.size = node.size
+            self._runs.clear()
+            self._inline = self._load_inline(node)
+
+    def discard(self) -> None:
+        """Forget what is buffered: the file has no name and no handle any more."""
+        with self.lock:
+            for index in list(self._buffers):
+                self._drop_buffer(index)
+            self.dirty_since_ns = None

@@ -1,0 +1,71 @@
+"""Extended attributes: which names are kept, and what setting and removing them means."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from syncer.metadata.tree import Node, Tree
+
+_NAMESPACES = (b"user.", b"trusted.", b"security.")
+_MAX_NAME_BYTES = 255
+_MAX_VALUE_BYTES = 65536
+#: Flags of setxattr(2).
+_CREATE = 1
+_REPLACE = 2
+_CAPABILITIES = b"security.capability"
+
+
+class Xattrs:
+    """The extended attributes of nodes. Changes are made in the caller's transaction."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+
+    def get(self, node: Node, name: bytes) -> bytes:
+        """The value; ENODATA, EOPNOTSUPP."""
+        value = self._tree.xattr(node.id, _checked(name))
+        if value is None:
+            raise _error(errno.ENODATA)
+        return value
+
+    def names(self, node: Node) -> list[bytes]:
+        """The names of all attributes."""
+        return self._tree.xattrs(node.id)
+
+    def set(self, node: Node, name: bytes, value: bytes, flags: int) -> None:
+        """Set an attribute; EEXIST and ENODATA by `flags`, E2BIG, EPERM, EOPNOTSUPP."""
+        _checked(name)
+        if len(value) > _MAX_VALUE_BYTES:
+            raise _error(errno.E2BIG)
+        if name.startswith(b"user.") and not (node.is_dir or node.is_file):
+            raise _error(errno.EPERM)
+        exists = self._tree.xattr(node.id, name) is not None
+        if exists and flags & _CREATE:
+            raise _error(errno.EEXIST)
+        if not exists and flags & _REPLACE:
+            raise _error(errno.ENODATA)
+        self._tree.set_xattr(node.id, name, value)
+
+    def remove(self, node: Node, name: bytes) -> None:
+        """Remove an attribute; ENODATA, EOPNOTSUPP."""
+        self.get(node, name)
+        self._tree.set_xattr(node.id, name, None)
+
+    def drop_capabilities(self, node: Node) -> None:
+        """A program that was changed loses what it was allowed to do."""
+        if self._tree.xattr(node.id, _CAPABILITIES) is not None:
+            self._tree.set_xattr(node.id, _CAPABILITIES, None)
+
+
+def _checked(name: bytes) -> bytes:
+    """An attribute's name, if it lies in a namespace that is kept here."""
+    if len(name) > _MAX_NAME_BYTES:
+        raise _error(errno.ERANGE)
+    if not name.startswith(_NAMESPACES):
+        raise _error(errno.EOPNOTSUPP)
+    return name
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
