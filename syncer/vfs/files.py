@@ -15,7 +15,8 @@ from syncer.codec import BLOCK_BYTES
 from syncer.errors import CorruptError, MissingError, SyncerError
 from syncer.metadata.contents import Contents
 from syncer.metadata.tree import Node, Tree
-from syncer.vfs.openfile import OpenFile, Shared
+from syncer.vfs.buffers import Shared
+from syncer.vfs.openfile import OpenFile
 from syncer.vfs.readahead import ReadAhead
 
 log = logging.getLogger(__name__)
@@ -226,8 +227,10 @@ class Files:
             except SyncerError as error:
                 log.warning("an open file (node %d) is not saved yet: %s", file.node_id, error)
             with self.lock:
-                if file.handles == 0 and file.dirty_since_ns is None:
-                    self._files.pop(file.node_id, None)
+                # Closed and opened anew meanwhile, the node has another one.
+                is_listed = self._files.get(file.node_id) is file
+                if is_listed and file.handles == 0 and file.dirty_since_ns is None:
+                    del self._files[file.node_id]
 
     def reload(self) -> None:
         """Others changed the tables (a follower caught up): open files look again."""

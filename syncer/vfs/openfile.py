@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from syncer.blocks.store import Blocks
 from syncer.codec import BLOCK_BYTES, HOLE, ID_BYTES
 from syncer.errors import MissingError
 from syncer.metadata.contents import RUN_BLOCKS, Contents
 from syncer.metadata.tree import Node, Tree
+from syncer.vfs.buffers import Buffer, Shared
 from syncer.vfs.patchlog import MAX_PATCH_BYTES, PatchLog
 
 #: What the buffers of all open files may take before a writer seals its own.
@@ -32,34 +32,6 @@ MAX_BUFFERED_BYTES = 32 << 20
 _MAX_CACHED_RUNS = 8
 #: No setting allows larger files in the database; above it, nobody has to look there.
 _MAX_INLINE_BYTES = 65536
-
-
-@dataclass(slots=True)
-class _Buffer:
-    """The newest bytes of one block. If `base` is set, only [start, end) is known so far."""
-
-    data: bytearray
-    base: bytes | None = None
-    start: int = 0
-    end: int = 0
-
-
-@dataclass
-class Shared:
-    """What all open files share. Safe for use from several threads."""
-
-    inline_limit_bytes: int
-    """A file of at most this size lies in the database: no block file, no object of its own."""
-    inline_total_bytes: int
-    """What all tiny files together may take there before others become blocks."""
-    buffered_bytes: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    """Guards `buffered_bytes`."""
-
-    def count(self, change_bytes: int) -> None:
-        """Note that buffers have grown or shrunk."""
-        with self.lock:
-            self.buffered_bytes += change_bytes
 
 
 class OpenFile:
@@ -81,7 +53,7 @@ class OpenFile:
         self._contents = contents
         self._blocks = blocks
         self._shared = shared
-        self._buffers: dict[int, _Buffer] = {}
+        self._buffers: dict[int, Buffer] = {}
         self._runs: dict[int, bytes] = {}
         self._inline = self._load_inline(node)
         self._unsynced: set[bytes] = set()
@@ -171,8 +143,7 @@ class OpenFile:
             buffer = self._buffers.get(index)
             if buffer is None:
                 return False
-            end = start + len(part)
-            if buffer.base is not None and not (buffer.start <= start and end <= buffer.end):
+            if not buffer.covers(start, start + len(part)):
                 self._load(buffer)
             data = buffer.data
         piece = data[start : start + len(part)]
@@ -240,17 +211,12 @@ class OpenFile:
         buffer = self._buffers.get(index)
         if buffer is None:
             base = self.block_id(index)
-            buffer = _Buffer(bytearray(), None if base == HOLE else base, start, start)
+            buffer = Buffer(bytearray(), None if base == HOLE else base, start, start)
             self._buffers[index] = buffer
         end = start + len(data)
-        if buffer.base is not None and (start > buffer.end or end < buffer.start):
+        if not buffer.takes(start, end):
             self._load(buffer)
-        before = len(buffer.data)
-        if start > before:
-            buffer.data.extend(bytes(start - before))
-        buffer.data[start:end] = data
-        self._shared.count(len(buffer.data) - before)
-        buffer.start, buffer.end = min(start, buffer.start), max(end, buffer.end)
+        self._shared.count(buffer.write(start, data))
         self._note_write(now_ns)
         if end == BLOCK_BYTES and buffer.start == 0:
             self.size = max(self.size, (index + 1) * BLOCK_BYTES)
@@ -263,22 +229,15 @@ class OpenFile:
             return b""
         return bytes(buffer.data[start : start + length])
 
-    def _load(self, buffer: _Buffer) -> None:
+    def _load(self, buffer: Buffer) -> None:
         """Complete a buffer that knows only what was written, from the block below it."""
         assert buffer.base is not None
-        below = bytearray(self._blocks.get(buffer.base))
-        before = len(buffer.data)
-        if len(below) < buffer.end:
-            below.extend(bytes(buffer.end - len(below)))
-        below[buffer.start : buffer.end] = buffer.data[buffer.start : buffer.end]
-        buffer.data, buffer.base = below, None
-        buffer.start, buffer.end = 0, len(below)
-        self._shared.count(len(below) - before)
+        self._shared.count(buffer.complete(bytearray(self._blocks.get(buffer.base))))
 
     def _leave_inline(self) -> None:
         """Turn inline content into a buffer; the row stays until the buffer is sealed."""
         if self._inline is not None:
-            self._buffers[0] = _Buffer(bytearray(self._inline), None, 0, len(self._inline))
+            self._buffers[0] = Buffer(bytearray(self._inline), None, 0, len(self._inline))
             self._shared.count(len(self._inline))
             self._inline = None
 
@@ -377,7 +336,7 @@ class OpenFile:
         for index in sorted(indexes):
             buffer = self._buffers[index]
             length = self._length(index)
-            if buffer.base is not None and (buffer.start > 0 or buffer.end < length):
+            if not buffer.covers(0, length):
                 self._load(buffer)
             with memoryview(buffer.data) as whole:
                 block_id = self._blocks.put(whole[:length]) if length else HOLE
@@ -475,14 +434,14 @@ class OpenFile:
             self._drop_buffer(index)
         self.size = size
 
-    def _loaded(self, index: int) -> _Buffer | None:
+    def _loaded(self, index: int) -> Buffer | None:
         """The complete buffer of a block, made if need be; None if it is a hole."""
         buffer = self._buffers.get(index)
         if buffer is None:
             block_id = self.block_id(index)
             if block_id == HOLE:
                 return None
-            buffer = self._buffers[index] = _Buffer(bytearray(), block_id)
+            buffer = self._buffers[index] = Buffer(bytearray(), block_id)
         if buffer.base is not None:
             self._load(buffer)
         return buffer

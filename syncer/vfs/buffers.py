@@ -1,0 +1,61 @@
+"""The newest bytes of one block of an open file, and how much all of them take."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Buffer:
+    """If `base` is set, only [start, end) is known so far; the rest is in the block `base`."""
+
+    data: bytearray
+    base: bytes | None = None
+    start: int = 0
+    end: int = 0
+
+    def covers(self, start: int, end: int) -> bool:
+        """Whether the bytes from `start` to `end` are known without the block below."""
+        return self.base is None or (self.start <= start and end <= self.end)
+
+    def takes(self, start: int, end: int) -> bool:
+        """Whether these bytes can be written without leaving a gap of unknown ones."""
+        return self.base is None or (start <= self.end and end >= self.start)
+
+    def write(self, start: int, data: memoryview) -> int:
+        """Write bytes that it takes; returns by how much the buffer has grown."""
+        before, end = len(self.data), start + len(data)
+        if start > before:
+            self.data.extend(bytes(start - before))
+        self.data[start:end] = data
+        self.start, self.end = min(start, self.start), max(end, self.end)
+        return len(self.data) - before
+
+    def complete(self, below: bytearray) -> int:
+        """Lay what is known over the content of the block below; returns the growth."""
+        before = len(self.data)
+        if len(below) < self.end:
+            below.extend(bytes(self.end - len(below)))
+        below[self.start : self.end] = self.data[self.start : self.end]
+        self.data, self.base = below, None
+        self.start, self.end = 0, len(below)
+        return len(below) - before
+
+
+@dataclass
+class Shared:
+    """What all open files share. Safe for use from several threads."""
+
+    inline_limit_bytes: int
+    """A file of at most this size lies in the database: no block file, no object of its own."""
+    inline_total_bytes: int
+    """What all tiny files together may take there before others become blocks."""
+    buffered_bytes: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Guards `buffered_bytes`."""
+
+    def count(self, change_bytes: int) -> None:
+        """Note that buffers have grown or shrunk."""
+        with self.lock:
+            self.buffered_bytes += change_bytes
