@@ -1,0 +1,235 @@
+"""The tree at any past epoch, read-only: the state at epoch E is what began by E and had not ended.
+
+A row of then is in its table, if it is still true, or in the table's "_past" twin. The lives of
+one key's rows never overlap, so of its past rows only the first that ended after E can be the one.
+Every question is a search in a primary key or an index; none reads a table as a whole, so entering
+a state of long ago costs what entering the present does.
+
+Epochs here are closed ones: what is asked about the open epoch may have another answer later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from syncer.codec import HOLE, split_ids
+from syncer.metadata.contents import INLINE_RUN
+from syncer.metadata.db import Database
+from syncer.metadata.tree import ROOT, Node
+
+#: Of what is true now: it has not died.
+FOREVER = 1 << 62
+_LAST_RUN = 1 << 62
+
+_COLUMNS = (
+    "id, born, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, btime_ns, target"
+)
+_ENTRIES = """
+WITH entry(name, node) AS (
+  SELECT name, node FROM name WHERE parent = ?1 AND name > ?2 AND born <= ?3
+  UNION ALL
+  SELECT name, node FROM name_past
+  WHERE parent = ?1 AND name > ?2 AND born <= ?3 AND died > ?3
+  ORDER BY 1 LIMIT ?4)
+SELECT entry.name, entry.node, node.*
+FROM entry LEFT JOIN node ON node.id = entry.node AND node.born <= ?3
+"""
+_XATTRS = """
+SELECT name, value FROM xattr WHERE node = ?1 AND born <= ?2
+UNION ALL
+SELECT name, value FROM xattr_past WHERE node = ?1 AND born <= ?2 AND died > ?2
+ORDER BY 1
+"""
+_RUNS = """
+SELECT run, data FROM content WHERE node = ?1 AND run BETWEEN ?3 AND ?4 AND born <= ?2
+UNION ALL
+SELECT run, data FROM content_past
+WHERE node = ?1 AND run BETWEEN ?3 AND ?4 AND born <= ?2 AND died > ?2
+ORDER BY 1
+"""
+
+
+class Moment(NamedTuple):
+    """One epoch: when it began, and so when the state that it replaced was over."""
+
+    epoch: int
+    time_ns: int
+
+
+class Version(NamedTuple):
+    """A node's row, true for born <= e < died."""
+
+    node: Node
+    died: int
+
+    @property
+    def born(self) -> int:
+        return self.node.born
+
+
+class Life(NamedTuple):
+    """What a name led to, true for born <= e < died."""
+
+    node: int
+    born: int
+    died: int
+
+
+class Removed(NamedTuple):
+    """A name that is gone, with the last epoch in which it was there."""
+
+    name: bytes
+    node: int
+    last: int
+
+
+class History:
+    """The past of a database. Safe for use from several threads."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    # The tree at an epoch
+
+    def node(self, node_id: int, epoch: int) -> Node | None:
+        """The row of a node as it was, or None if there was none."""
+        row = self._db.query_one(
+            f"SELECT {_COLUMNS} FROM node WHERE id = ? AND born <= ?", (node_id, epoch)
+        ) or self._db.query_one(
+            f"SELECT {_COLUMNS} FROM node_past WHERE id = ? AND died > ? ORDER BY died LIMIT 1",
+            (node_id, epoch),
+        )
+        return Node(*row) if row and row[1] <= epoch else None
+
+    def lookup(self, parent: int, name: bytes, epoch: int) -> int | None:
+        """The number of the node that directory `parent` called `name`, or None."""
+        row = self._db.query_one(
+            "SELECT node, born FROM name WHERE parent = ? AND name = ? AND born <= ?",
+            (parent, name, epoch),
+        ) or self._db.query_one(
+            "SELECT node, born FROM name_past WHERE parent = ? AND name = ? AND died > ?"
+            " ORDER BY died LIMIT 1",
+            (parent, name, epoch),
+        )
+        return int(row[0]) if row and row[1] <= epoch else None
+
+    def find(self, path: bytes, epoch: int) -> Node | None:
+        """The node at a path from the root, or None."""
+        number: int | None = ROOT
+        for part in path.split(b"/"):
+            if part and number is not None:
+                number = self.lookup(number, part, epoch)
+        return None if number is None else self.node(number, epoch)
+
+    def entries(
+        self, parent: int, after: bytes, limit: int, epoch: int
+    ) -> list[tuple[bytes, Node]]:
+        """Up to `limit` entries of a directory in the order of their names, from after `after`."""
+        with self._db.lock:
+            found = []
+            for name, number, *row in self._db.query(_ENTRIES, (parent, after, epoch, limit)):
+                # Without a row in the present, the node is in the past.
+                node = Node(*row) if row[0] is not None else self.node(number, epoch)
+                assert node is not None, "a name of then leads to no node of then"
+                found.append((name, node))
+            return found
+
+    def walk(self, parent: int, epoch: int) -> Iterator[tuple[bytes, Node]]:
+        """All entries of a directory, a few at a time."""
+        after = b""
+        while batch := self.entries(parent, after, 256, epoch):
+            yield from batch
+            after = batch[-1][0]
+
+    def run(self, node_id: int, run: int, epoch: int) -> bytes:
+        """The packed ids of one run of a file's blocks, without trailing holes."""
+        rows = self._db.query(_RUNS, (node_id, epoch, run, run))
+        return rows[0][1] if rows else b""
+
+    def runs(self, node_id: int, epoch: int) -> list[tuple[int, bytes]]:
+        """All runs of a file's blocks: (number, packed ids)."""
+        rows = self._db.query(_RUNS, (node_id, epoch, INLINE_RUN + 1, _LAST_RUN))
+        return [(row[0], row[1]) for row in rows]
+
+    def ids(self, node_id: int, epoch: int) -> list[bytes]:
+        """The ids of all blocks of a file, in order, without its holes."""
+        runs = self.runs(node_id, epoch)
+        return [key for _, data in runs for key in split_ids(data) if key != HOLE]
+
+    def inline(self, node_id: int, epoch: int) -> bytes | None:
+        """The bytes of a tiny file that lay in its row, or None."""
+        rows = self._db.query(_RUNS, (node_id, epoch, INLINE_RUN, INLINE_RUN))
+        return rows[0][1] if rows else None
+
+    def xattrs(self, node_id: int, epoch: int) -> dict[bytes, bytes]:
+        """A node's extended attributes."""
+        return {row[0]: row[1] for row in self._db.query(_XATTRS, (node_id, epoch))}
+
+    # Moments
+
+    def newest(self) -> int:
+        """The newest epoch that has a row: it may still be open."""
+        row = self._db.query_one("SELECT max(seq) FROM epoch")
+        return int(row[0] or 0) if row else 0
+
+    def time_ns(self, epoch: int) -> int:
+        """When an epoch began; of one in which nothing changed, the one before it."""
+        row = self._db.query_one(
+            "SELECT time_ns FROM epoch WHERE seq <= ? ORDER BY seq DESC LIMIT 1", (epoch,)
+        )
+        return int(row[0]) if row else 0
+
+    def epoch_at(self, time_ns: int) -> int:
+        """The newest epoch that had begun by then; 0 if none had.
+
+        Times only grow with the numbers, so this halves the span of numbers until one is left:
+        an index of times would cost every epoch, for a question that only people ask.
+        """
+        low, high = 0, self.newest()
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.time_ns(middle) <= time_ns:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def moments(self, before: int, limit: int) -> list[Moment]:
+        """Up to `limit` epochs in which something changed, below `before`, newest first."""
+        rows = self._db.query(
+            "SELECT seq, time_ns FROM epoch WHERE seq < ? ORDER BY seq DESC LIMIT ?",
+            (before, limit),
+        )
+        return [Moment(*row) for row in rows]
+
+    # Versions
+
+    def versions(self, node_id: int) -> list[Version]:
+        """A node's rows, oldest first. Whatever changes a content or an attribute makes one."""
+        rows = self._db.query(
+            f"SELECT died, {_COLUMNS} FROM node_past WHERE id = ? ORDER BY died", (node_id,)
+        ) + self._db.query(f"SELECT {FOREVER}, {_COLUMNS} FROM node WHERE id = ?", (node_id,))
+        return [Version(Node(*row[1:]), row[0]) for row in rows]
+
+    def lives(self, parent: int, name: bytes) -> list[Life]:
+        """The nodes that a name led to, oldest first."""
+        rows = self._db.query(
+            "SELECT node, born, died FROM name_past WHERE parent = ? AND name = ? ORDER BY died",
+            (parent, name),
+        ) + self._db.query(
+            f"SELECT node, born, {FOREVER} FROM name WHERE parent = ? AND name = ?", (parent, name)
+        )
+        return [Life(*row) for row in rows]
+
+    def removed(self, parent: int) -> list[Removed]:
+        """The names in a directory that are gone, with what they led to; not what only moved."""
+        rows = self._db.query(
+            "SELECT past.name, past.node, max(past.died) - 1 FROM name_past AS past"
+            " WHERE past.parent = ?1 AND NOT EXISTS"
+            " (SELECT 1 FROM name WHERE name.parent = ?1 AND name.name = past.name)"
+            " AND NOT EXISTS (SELECT 1 FROM node WHERE node.id = past.node AND node.nlink > 0)"
+            " GROUP BY past.name ORDER BY past.name",
+            (parent,),
+        )
+        return [Removed(*row) for row in rows]
