@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import functools
 import logging
 import os
 import time
@@ -26,7 +25,8 @@ from syncer.errors import MountError
 from syncer.kernel import Invalidator, answer_init
 from syncer.metadata.tree import Node
 from syncer.mount import CODEC, Operations
-from syncer.vfs.calls import Caching, Caller, Target
+from syncer.vfs.caller import Caller
+from syncer.vfs.calls import Caching, Target
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +103,9 @@ def serve(
     MountError if the mount fails. Run it in a thread that is not the main one: then neither
     libfuse nor its bindings touch the process's signal handlers.
     """
-    module, binding = _load(version)
+    binding = _load(version)
     binding.options = options
+    module = binding.module
 
     def caller() -> Caller:
         uid, gid, _ = module.fuse_get_context()
@@ -124,8 +125,8 @@ def serve(
         raise MountError(f"{mountpoint} could not be mounted (libfuse says {error})") from error
 
 
-def _load(version: int) -> tuple[Any, Any]:
-    """The binding's module and our subclass of its FUSE, for one libfuse version.
+def _load(version: int) -> Any:
+    """Our subclass of a binding's FUSE, for one libfuse version.
 
     Both bindings decide at import time which library to use, so one process uses one of them.
     """
@@ -136,10 +137,14 @@ def _load(version: int) -> tuple[Any, Any]:
     if version == 3:
         import mfusepy  # type: ignore[import-untyped]
 
-        return mfusepy, _binding_3(mfusepy)
+        return _subclass(_Calls3, mfusepy)
     import fuse
 
-    return fuse, _binding_2(fuse)
+    return _subclass(_Calls2, fuse)
+
+
+def _subclass(calls: type[_Common], module: Any) -> Any:
+    return type("Fuse", (calls, module.FUSE), {"module": module})
 
 
 def _arguments(version: int, module: Any, options: MountOptions) -> dict[str, Any]:
@@ -230,6 +235,9 @@ class _Common:
     """What both subclasses share. `self.operations` is an Operations (fusepy: wrapped)."""
 
     operations: Operations
+    options: MountOptions
+    module: Any
+    """The binding's own module."""
 
     def _wrapper(self, function: Callable[..., int | None], *arguments: Any) -> int:
         """Run a callback; only an errno leaves it."""
@@ -320,111 +328,119 @@ def _signed(number: int) -> int:
     return -1 if number == 0xFFFF_FFFF else number
 
 
-@functools.cache
-def _binding_3(module: Any) -> Any:
-    """The subclass of mfusepy's FUSE."""
+class _Calls3(_Common):
+    """What the subclass of mfusepy's FUSE adds."""
 
-    class Fuse3(_Common, module.FUSE):  # type: ignore[misc]
-        options: MountOptions
+    def init_fuse_3(self, conn: Any, config: Any) -> None:
+        settings, wanted = config.contents, conn.contents
+        seconds = _cache_seconds(self.options)
+        settings.use_ino = 1
+        settings.nullpath_ok = 1
+        settings.entry_timeout = settings.attr_timeout = seconds
+        settings.negative_timeout = seconds if self.options.is_writer else 0.0
+        flags = wanted.want | wanted.capable & (_CAP_READDIRPLUS | _CAP_READDIRPLUS_AUTO)
+        if self.options.writeback and self.options.is_writer:
+            flags |= wanted.capable & _CAP_WRITEBACK_CACHE
+        # Data is wanted in memory, not in a pipe; and the kernel clears suid bits by chmod.
+        wanted.want = flags & ~(_CAP_SPLICE_READ | _CAP_HANDLE_KILLPRIV)
+        wanted.max_write = _MAX_WRITE_BYTES
+        wanted.max_background = _MAX_BACKGROUND
+        wanted.congestion_threshold = _MAX_BACKGROUND * 3 // 4
+        wanted.time_gran = 1
+        library = self.module._libfuse
+        fuse = library.fuse_get_context().contents.fuse
+        self._invalidator = Invalidator(library, fuse)
+        answer_init(library, fuse, wanted)
+        self.operations.start()
 
-        def init_fuse_3(self, conn: Any, config: Any) -> None:
-            settings, wanted = config.contents, conn.contents
-            seconds = _cache_seconds(self.options)
-            settings.use_ino = 1
-            settings.nullpath_ok = 1
-            settings.entry_timeout = settings.attr_timeout = seconds
-            settings.negative_timeout = seconds if self.options.is_writer else 0.0
-            flags = wanted.want | wanted.capable & (_CAP_READDIRPLUS | _CAP_READDIRPLUS_AUTO)
-            if self.options.writeback and self.options.is_writer:
-                flags |= wanted.capable & _CAP_WRITEBACK_CACHE
-            # Data is wanted in memory, not in a pipe; and the kernel clears suid bits by chmod.
-            wanted.want = flags & ~(_CAP_SPLICE_READ | _CAP_HANDLE_KILLPRIV)
-            wanted.max_write = _MAX_WRITE_BYTES
-            wanted.max_background = _MAX_BACKGROUND
-            wanted.congestion_threshold = _MAX_BACKGROUND * 3 // 4
-            wanted.time_gran = 1
-            library = module._libfuse
-            fuse = library.fuse_get_context().contents.fuse
-            self._invalidator = Invalidator(library, fuse)
-            answer_init(library, fuse, wanted)
-            self.operations.start()
+    def invalidate(self, paths: list[bytes]) -> None:
+        self._invalidator.run(paths)
 
-        def invalidate(self, paths: list[bytes]) -> None:
-            self._invalidator.run(paths)
+    def getattr_fuse_3(self, path: bytes | None, buf: Any, fip: Any) -> None:
+        self._getattr(path, buf, fip)
 
-        def getattr_fuse_3(self, path: bytes | None, buf: Any, fip: Any) -> None:
-            self._getattr(path, buf, fip)
+    def chmod_fuse_3(self, path: bytes | None, mode: int, fip: Any) -> None:
+        self.operations.set_mode(_target(path, fip), mode)
 
-        def chmod_fuse_3(self, path: bytes | None, mode: int, fip: Any) -> None:
-            self.operations.set_mode(_target(path, fip), mode)
+    def chown_fuse_3(self, path: bytes | None, uid: int, gid: int, fip: Any) -> None:
+        self._chown(_target(path, fip), uid, gid)
 
-        def chown_fuse_3(self, path: bytes | None, uid: int, gid: int, fip: Any) -> None:
-            self._chown(_target(path, fip), uid, gid)
+    def truncate_fuse_3(self, path: bytes | None, length: int, fip: Any) -> None:
+        self.operations.set_size(_target(path, fip), length)
 
-        def truncate_fuse_3(self, path: bytes | None, length: int, fip: Any) -> None:
-            self.operations.set_size(_target(path, fip), length)
+    def utimens_fuse_3(self, path: bytes | None, buf: Any, fip: Any) -> None:
+        self._utimens(_target(path, fip), buf)
 
-        def utimens_fuse_3(self, path: bytes | None, buf: Any, fip: Any) -> None:
-            self._utimens(_target(path, fip), buf)
+    def rename_fuse_3(self, old: bytes, new: bytes, flags: int) -> None:
+        self.operations.move(old, new, flags)
 
-        def rename_fuse_3(self, old: bytes, new: bytes, flags: int) -> None:
-            self.operations.move(old, new, flags)
+    def fallocate(self, path: bytes | None, mode: int, offset: int, length: int, fip: Any) -> None:
+        self.operations.allocate(fip.contents.fh, mode, offset, length)
 
-        def readdir_fuse_3(
-            self, path: bytes | None, buf: Any, filler: Any, offset: int, fip: Any, flags: int
-        ) -> None:
-            stat = module.c_stat()
+    def lseek(self, path: bytes | None, offset: int, whence: int, fip: Any) -> int:
+        return self.operations.seek(fip.contents.fh, offset, whence)
 
-            def fill(name: bytes, node: Node, next_offset: int) -> int:
-                _fill_stat(stat, node)
-                return int(filler(buf, name, stat, next_offset, _FILL_DIR_PLUS))
+    def copy_file_range(
+        self,
+        path_in: bytes | None,
+        fip_in: Any,
+        offset_in: int,
+        path_out: bytes | None,
+        fip_out: Any,
+        offset_out: int,
+        length: int,
+        flags: int,
+    ) -> int:
+        source, target = fip_in.contents.fh, fip_out.contents.fh
+        return self.operations.copy(source, offset_in, target, offset_out, length)
 
-            self._readdir(fill, offset, fip.contents.fh)
+    def readdir_fuse_3(
+        self, path: bytes | None, buf: Any, filler: Any, offset: int, fip: Any, flags: int
+    ) -> None:
+        stat = self.module.c_stat()
 
-    return Fuse3
+        def fill(name: bytes, node: Node, next_offset: int) -> int:
+            _fill_stat(stat, node)
+            return int(filler(buf, name, stat, next_offset, _FILL_DIR_PLUS))
+
+        self._readdir(fill, offset, fip.contents.fh)
 
 
-@functools.cache
-def _binding_2(module: Any) -> Any:
-    """The subclass of fusepy's FUSE."""
+class _Calls2(_Common):
+    """What the subclass of fusepy's FUSE adds."""
 
-    class Fuse2(_Common, module.FUSE):  # type: ignore[misc]
-        options: MountOptions
+    def init(self, conn: Any) -> None:
+        self.operations.start()
 
-        def init(self, conn: Any) -> None:
-            self.operations.start()
+    def getattr(self, path: bytes, buf: Any) -> None:
+        self._getattr(path, buf, None)
 
-        def getattr(self, path: bytes, buf: Any) -> None:
-            self._getattr(path, buf, None)
+    def fgetattr(self, path: bytes | None, buf: Any, fip: Any) -> None:
+        self._getattr(path, buf, fip)
 
-        def fgetattr(self, path: bytes | None, buf: Any, fip: Any) -> None:
-            self._getattr(path, buf, fip)
+    def chmod(self, path: bytes, mode: int) -> None:
+        self.operations.set_mode(path, mode)
 
-        def chmod(self, path: bytes, mode: int) -> None:
-            self.operations.set_mode(path, mode)
+    def chown(self, path: bytes, uid: int, gid: int) -> None:
+        self._chown(path, uid, gid)
 
-        def chown(self, path: bytes, uid: int, gid: int) -> None:
-            self._chown(path, uid, gid)
+    def truncate(self, path: bytes, length: int) -> None:
+        self.operations.set_size(path, length)
 
-        def truncate(self, path: bytes, length: int) -> None:
-            self.operations.set_size(path, length)
+    def ftruncate(self, path: bytes | None, length: int, fip: Any) -> None:
+        self.operations.set_size(_target(path, fip), length)
 
-        def ftruncate(self, path: bytes | None, length: int, fip: Any) -> None:
-            self.operations.set_size(_target(path, fip), length)
+    def utimens(self, path: bytes, buf: Any) -> None:
+        self._utimens(path, buf)
 
-        def utimens(self, path: bytes, buf: Any) -> None:
-            self._utimens(path, buf)
+    def rename(self, old: bytes, new: bytes) -> None:
+        self.operations.move(old, new, 0)
 
-        def rename(self, old: bytes, new: bytes) -> None:
-            self.operations.move(old, new, 0)
+    def readdir(self, path: bytes | None, buf: Any, filler: Any, offset: int, fip: Any) -> None:
+        stat = self.module.c_stat()
 
-        def readdir(self, path: bytes | None, buf: Any, filler: Any, offset: int, fip: Any) -> None:
-            stat = module.c_stat()
+        def fill(name: bytes, node: Node, next_offset: int) -> int:
+            _fill_stat(stat, node)
+            return int(filler(buf, name, stat, next_offset))
 
-            def fill(name: bytes, node: Node, next_offset: int) -> int:
-                _fill_stat(stat, node)
-                return int(filler(buf, name, stat, next_offset))
-
-            self._readdir(fill, offset, fip.contents.fh)
-
-    return Fuse2
+        self._readdir(fill, offset, fip.contents.fh)

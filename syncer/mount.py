@@ -26,7 +26,8 @@ from syncer.errors import (
     TemporaryError,
 )
 from syncer.metadata.tree import Node
-from syncer.vfs.calls import NAME_MAX_BYTES, Caching, Caller, Target, Vfs
+from syncer.vfs.caller import Caller
+from syncer.vfs.calls import NAME_MAX_BYTES, Caching, Target, Vfs
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +122,15 @@ class Operations:
     def move(self, old: bytes, new: bytes, flags: int) -> None:
         self._vfs.rename(old, new, flags)
 
+    def allocate(self, handle: int, mode: int, offset: int, length: int) -> None:
+        self._vfs.allocate(handle, mode, offset, length)
+
+    def seek(self, handle: int, offset: int, whence: int) -> int:
+        return self._vfs.files.seek(handle, offset, whence)
+
+    def copy(self, source: int, offset: int, target: int, position: int, length: int) -> int:
+        return self._vfs.copy(source, offset, target, position, length)
+
     def entries(self, handle: int, offset: int, limit: int) -> list[tuple[bytes, Node]]:
         return self._vfs.directories.read(handle, offset, limit)
 
@@ -208,6 +218,8 @@ class Operations:
 
     init = getattr = open = create = read = write = readdir = _answered_by_the_binding
     truncate = chmod = chown = utimens = rename = _answered_by_the_binding
+    # Of libfuse 3 only.
+    fallocate = lseek = copy_file_range = _answered_by_the_binding
 
 
 def _bytes(text: str) -> bytes:

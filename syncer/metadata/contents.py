@@ -40,6 +40,22 @@ class Contents:
         )
         return [block_id for row in rows for block_id in split_ids(row[0]) if block_id != HOLE]
 
+    def next_data(self, node_id: int, first: int) -> int | None:
+        """The index of the first block from `first` on that is not a hole, or None."""
+        run, place = divmod(first, RUN_BLOCKS)
+        while True:
+            row = self._db.query_one(
+                "SELECT run, data FROM content WHERE node = ? AND run >= ? ORDER BY run LIMIT 1",
+                (node_id, run),
+            )
+            if row is None:
+                return None
+            ids = split_ids(row[1])
+            for number in range(place if row[0] == run else 0, len(ids)):
+                if ids[number] != HOLE:
+                    return int(row[0]) * RUN_BLOCKS + number
+            run, place = row[0] + 1, 0
+
     def inline(self, node_id: int) -> bytes | None:
         """The bytes of a tiny file that lie in its row, or None."""
         row = self._db.query_one(

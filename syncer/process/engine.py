@@ -32,7 +32,8 @@ from syncer.mount import Operations
 from syncer.process.committer import Committer
 from syncer.process.folder import DataFolder, remote_of
 from syncer.transfer.threads import Transfer
-from syncer.vfs.calls import Caller, Vfs
+from syncer.vfs.caller import Caller
+from syncer.vfs.calls import Vfs
 from syncer.vfs.files import Files
 
 log = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from syncer.blocks.store import Blocks
 from syncer.codec import MAX_FILE_BYTES
 from syncer.metadata.tree import ROOT, Node, Tree
+from syncer.vfs.caller import SUPERUSER, Caller
 from syncer.vfs.directories import Directories
 from syncer.vfs.files import Files
 from syncer.vfs.hidden import PREFIX, HiddenFiles
@@ -31,14 +31,6 @@ RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 
 
-@dataclass(frozen=True)
-class Caller:
-    """Who calls: what new files belong to."""
-
-    uid: int
-    gid: int
-
-
 class Caching(enum.Enum):
     """The kernel's page cache of one open file."""
 
@@ -49,8 +41,6 @@ class Caching(enum.Enum):
     NONE = enum.auto()
     """The file has several names, which are separate files, with caches of their own, to it."""
 
-
-SUPERUSER = Caller(0, 0)
 
 #: What a call is about: a path, or the handle of an open file.
 Target = bytes | int
@@ -298,7 +288,8 @@ class Vfs:
             number = self._tree.lookup(new_parent.id, new_name)
             if flags & RENAME_EXCHANGE:
                 self._check_exchange(old_parent, node, number)
-                self._tree.exchange(old_parent.id, old_name, new_parent.id, new_name)
+                if number != node.id:
+                    self._tree.exchange(old_parent.id, old_name, new_parent.id, new_name)
                 return
             if number is not None:
                 if flags & RENAME_NOREPLACE:
@@ -437,6 +428,20 @@ class Vfs:
             self.files.truncate(handle, size)
         finally:
             self.release(handle)
+
+    def allocate(self, handle: int, mode: int, offset: int, length: int) -> None:
+        """fallocate(2)."""
+        self._begin_change()
+        if offset + length > MAX_FILE_BYTES:
+            raise _error(errno.EFBIG)
+        self.files.allocate(handle, mode, offset, length)
+
+    def copy(self, source: int, offset: int, target: int, position: int, length: int) -> int:
+        """copy_file_range(2); returns how many bytes were copied."""
+        self._begin_change()
+        if position + length > MAX_FILE_BYTES:
+            raise _error(errno.EFBIG)
+        return self.files.copy(source, offset, target, position, length)
 
     def release(self, handle: int) -> None:
         """The last descriptor of a handle is closed."""

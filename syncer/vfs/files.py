@@ -15,6 +15,7 @@ from syncer.codec import BLOCK_BYTES
 from syncer.errors import CorruptError, MissingError, SyncerError
 from syncer.metadata.contents import Contents
 from syncer.metadata.tree import Node, Tree
+from syncer.vfs import ranges
 from syncer.vfs.buffers import Shared
 from syncer.vfs.openfile import OpenFile
 from syncer.vfs.readahead import ReadAhead
@@ -172,6 +173,19 @@ class Files:
     def truncate(self, handle: int, size: int) -> None:
         """Set the size of an open file."""
         self._handle(handle).file.truncate(size)
+
+    def allocate(self, handle: int, mode: int, offset: int, length: int) -> None:
+        """fallocate(2); see `ranges`."""
+        ranges.allocate(self._handle(handle).file, mode, offset, length)
+
+    def seek(self, handle: int, offset: int, whence: int) -> int:
+        """lseek(2) with SEEK_DATA or SEEK_HOLE; see `ranges`."""
+        return ranges.seek(self._handle(handle).file, offset, whence)
+
+    def copy(self, source: int, offset: int, target: int, position: int, length: int) -> int:
+        """copy_file_range(2); see `ranges`."""
+        files = self._handle(source).file, self._handle(target).file
+        return ranges.copy(files[0], offset, files[1], position, length)
 
     def flush(self, handle: int) -> None:
         """A descriptor of the file is closed: what was written must survive our death."""

@@ -17,7 +17,7 @@ Rules that keep a crash from showing anything but old or new content per block:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from syncer.blocks.store import Blocks
 from syncer.codec import BLOCK_BYTES, HOLE, ID_BYTES
@@ -170,6 +170,20 @@ class OpenFile:
         last = min(last, (self.size - 1) // BLOCK_BYTES)
         ids = (self.block_id(index) for index in range(first, last + 1))
         return [block_id for block_id in ids if block_id != HOLE]
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether the bytes lie in the database, so that there is no block to share."""
+        return self._inline is not None
+
+    def next_data(self, first: int) -> int | None:
+        """The first block from `first` on that is not a hole, or None. The caller holds `lock`."""
+        if self._inline is not None:
+            return 0 if first == 0 else None
+        buffered = min((index for index in self._buffers if index >= first), default=None)
+        placed = self._contents.next_data(self.node_id, first)
+        found = [index for index in (buffered, placed) if index is not None]
+        return min(found) if found and min(found) * BLOCK_BYTES < self.size else None
 
     # Writing
 
@@ -354,7 +368,9 @@ class OpenFile:
         node = self._tree.node(self.node_id)
         return node.size if node else 0
 
-    def _place(self, blocks: dict[int, bytes], size: int, cut: int | None = None) -> None:
+    def _place(
+        self, blocks: dict[int, bytes], size: int, cut: int | None = None, *, held: bool = True
+    ) -> None:
         """Commit new blocks, which `put` holds, and the size that they give the file.
 
         With `cut`, the file first loses its blocks from that index on.
@@ -378,7 +394,8 @@ class OpenFile:
                 self._log.forget_block(index)
         finally:
             self._runs.clear()
-            self._blocks.unhold(blocks.values())
+            if held:
+                self._blocks.unhold(blocks.values())
 
     def _save(self, size: int) -> bool:
         """Commit size and times; False: the node is gone, removed while this file was saved."""
@@ -404,6 +421,19 @@ class OpenFile:
             with self.lock:
                 self._unsynced |= unsynced
             raise
+
+    def replace_blocks(self, blocks: Mapping[int, bytes], size: int) -> None:
+        """Put blocks that exist already, or holes, in place of what is there, buffers included."""
+        with self.lock:
+            self._lay_found()
+            self._leave_inline()
+            self._note_write(self._tree.now_ns())
+            for index in blocks:
+                self._drop_buffer(index)
+            self._seal(list(self._buffers))
+            self._place(dict(blocks), max(size, self._committed_size()), held=False)
+            self.size = max(self.size, size)
+            self.flush(seal=True)
 
     # Truncating
 
