@@ -84,6 +84,9 @@ class Operations:
 
     # What a binding calls with handles and buffers
 
+    def set_cache_dropper(self, drop: Callable[[list[bytes]], None]) -> None:
+        self._vfs.files.drop_caches = drop
+
     def start(self) -> None:
         self._host.started()
 

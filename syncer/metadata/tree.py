@@ -24,6 +24,8 @@ from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
 
 ROOT = 1
+#: Extended attributes with this prefix are not the file system's; see `moments`.
+OWN_XATTRS = b"syncer."
 
 _TAG_BITS = 22
 _COUNTER_BITS = 40
@@ -289,10 +291,15 @@ class Tree:
         """All paths of files with several that this thread has changed since its last call."""
         paths: list[bytes] = []
         while self._stale.numbers:
-            for parent, name in self.names_of(self._stale.numbers.pop()):
-                above = b"" if parent == ROOT else self.path_of(parent)
-                paths.append(above + b"/" + name)
+            paths += self.paths_of(self._stale.numbers.pop())
         return paths
+
+    def paths_of(self, node_id: int) -> list[bytes]:
+        """All paths of a node."""
+        return [
+            (b"" if parent == ROOT else self.path_of(parent)) + b"/" + name
+            for parent, name in self.names_of(node_id)
+        ]
 
     def _overwrite(self, node: Node) -> None:
         self._db.execute(
@@ -464,10 +471,9 @@ class Tree:
         return row[0] if row else None
 
     def xattrs(self, node_id: int) -> list[bytes]:
-        """The names of a node's extended attributes."""
-        return [row[0] for row in self._db.query(
-            "SELECT name FROM xattr WHERE node = ?", (node_id,)
-        )]  # fmt: skip
+        """The names of a node's extended attributes, but for syncer's own."""
+        rows = self._db.query("SELECT name FROM xattr WHERE node = ?", (node_id,))
+        return [row[0] for row in rows if not row[0].startswith(OWN_XATTRS)]
 
     def set_xattr(self, node_id: int, name: bytes, value: bytes | None) -> None:
         """Set an extended attribute, or remove it (None)."""

@@ -384,6 +384,7 @@ class Vfs:
     def caching(self, handle: int) -> Caching:
         """What the kernel may do with its cache of a file that was just opened."""
         if self._node(self.files.node_id(handle)).nlink > 1:
+            self.files.make_direct(handle)
             return Caching.NONE
         return Caching.KEEP if self.read_only is None else Caching.FRESH
 

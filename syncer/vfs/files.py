@@ -33,6 +33,8 @@ class _Handle:
     read_ahead: ReadAhead
     was_read: bool = False
     was_written: bool = False
+    is_direct: bool = False
+    """The kernel passes each read and write on, and keeps nothing of them."""
 
 
 class Files:
@@ -60,6 +62,8 @@ class Files:
         self._read_ahead = read_ahead
         self._max_read_ahead_blocks = max(1, max_read_ahead_bytes // BLOCK_BYTES)
         self.update_atime = update_atime
+        #: Has the kernel write back and forget what it keeps of these paths; set by the binding.
+        self.drop_caches: Callable[[list[bytes]], None] = lambda paths: None
         self.lock = threading.RLock()
         self._shared = Shared(inline_limit_bytes, inline_total_bytes)
         self._files: dict[int, OpenFile] = {}
@@ -129,6 +133,7 @@ class Files:
                 file = OpenFile(node, self._tree, self._contents, self._blocks, self._shared)
                 self._files[node.id] = file
             file.handles += 1
+            file.cached_handles += 1
             handle = next(self._numbers)
             self._handles[handle] = _Handle(file, ReadAhead(self._max_read_ahead_blocks))
             return handle
@@ -139,10 +144,26 @@ class Files:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return found
 
+    def make_direct(self, handle: int) -> None:
+        """The file has several names: the kernel is told to keep nothing of this handle's."""
+        opened = self._handle(handle)
+        with self.lock:
+            opened.is_direct = True
+            opened.file.cached_handles -= 1
+
+    def _see_others(self, opened: _Handle) -> None:
+        """Have the kernel hand over what it keeps of the file under another name.
+
+        Else it would hand it over later, in whole pages, and lay old bytes over newer ones.
+        """
+        if opened.is_direct and opened.file.cached_handles:
+            self.drop_caches(self._tree.paths_of(opened.file.node_id))
+
     def read_into(self, handle: int, target: memoryview, offset: int) -> int:
         """Fill `target` from an open file; returns the bytes read, fewer only at its end."""
         opened = self._handle(handle)
         opened.was_read = True
+        self._see_others(opened)
         file = opened.file
         if file.size > BLOCK_BYTES:
             span = opened.read_ahead.wanted(offset, len(target))
@@ -163,7 +184,9 @@ class Files:
 
     def write(self, handle: int, data: memoryview, offset: int) -> int:
         """Write to an open file; returns len(data)."""
-        file = self._handle(handle).file
+        opened = self._handle(handle)
+        self._see_others(opened)
+        file = opened.file
         file.write(data, offset)
         node = self._tree.node(file.node_id)
         if node is not None:
@@ -210,6 +233,7 @@ class Files:
             with self.lock:
                 del self._handles[handle]
                 file.handles -= 1
+                file.cached_handles -= not opened.is_direct
                 node = self._tree.node(file.node_id)
                 nameless = not file.handles and (node is None or not node.nlink)
                 if not file.handles and (nameless or file.dirty_since_ns is None):

@@ -48,6 +48,8 @@ class OpenFile:
         self.node_id = node.id
         self.lock = threading.RLock()
         self.handles = 0
+        #: Of these, those whose pages the kernel keeps.
+        self.cached_handles = 0
         self.size = node.size
         self._tree = tree
         self._contents = contents
