@@ -7,9 +7,11 @@ socket; where none has, it runs here, by the same functions.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import select
+import shutil
 import socket
 import sys
 import time
@@ -20,7 +22,14 @@ from typing import Any
 
 from syncer.commands import progress, report
 from syncer.config import DEFAULT_LIMIT_BYTES, SETTINGS, Config, setting_for
-from syncer.errors import MissingError, MountError, TemporaryError, UsageError
+from syncer.errors import (
+    AccessError,
+    ExistsError,
+    MissingError,
+    MountError,
+    TemporaryError,
+    UsageError,
+)
 from syncer.process import control, daemon, desktop, mounts
 from syncer.process.background import run_in_background
 from syncer.process.control import NoProcessError, Progress
@@ -33,7 +42,7 @@ _WATCH_SECONDS = 1.0
 #: The mounted process bounds each step of its end; together they stay below this.
 _ENDS_WITHIN_SECONDS = 300.0
 #: The commands that need the engine's threads.
-_MOVES_DATA = ("flush", "evict", "fetch")
+_MOVES_DATA = ("flush", "evict", "fetch", "snapshot")
 _CLEAR_SCREEN = "\x1b[H\x1b[J"
 
 
@@ -225,6 +234,104 @@ def _by_folder(texts: list[str]) -> dict[DataFolder, list[str]]:
         folder = folders.setdefault(target.folder.path, target.folder)
         paths.setdefault(folder, []).append(target.path)
     return paths
+
+
+# The past
+
+
+def snapshot(arguments: argparse.Namespace) -> int:
+    """``syncer snapshot``"""
+    done = _ask(resolve(arguments.target).folder, "snapshot", _no_progress, name=arguments.name)
+    print(f"{done['name']}: epoch {done['epoch']}")
+    return 0
+
+
+def snapshots(arguments: argparse.Namespace) -> int:
+    """``syncer snapshots``"""
+    for found in _ask(resolve(arguments.target).folder, "snapshots", _no_progress)["snapshots"]:
+        print(report.snapshot_line(found))
+    return 0
+
+
+def versions(arguments: argparse.Namespace) -> int:
+    """``syncer versions``"""
+    target = resolve(arguments.file)
+    for found in _ask(target.folder, "versions", _no_progress, path=target.path)["versions"]:
+        print(report.version_line(found))
+    return 0
+
+
+def deleted(arguments: argparse.Namespace) -> int:
+    """``syncer deleted``"""
+    target = resolve(arguments.target)
+    path = os.path.normpath(os.path.join(target.path, (arguments.path or "").lstrip("/")))
+    _tell(report.deleted_line, target.folder, "deleted", path=path)
+    return 0
+
+
+def diff(arguments: argparse.Namespace) -> int:
+    """``syncer diff``"""
+    target = resolve(arguments.target)
+    moments = {"first": arguments.when, "second": arguments.when2 or "latest"}
+    _tell(report.difference_line, target.folder, "diff", path=target.path, **moments)
+    return 0
+
+
+def _tell(
+    line: Callable[[dict[str, Any]], str], folder: DataFolder, command: str, **arguments: Any
+) -> None:
+    """Print what a command tells, as it comes."""
+
+    def show(state: dict[str, Any]) -> None:
+        for item in state["items"]:
+            print(line(item))
+
+    _ask(folder, command, show, **arguments)
+
+
+def restore(arguments: argparse.Namespace) -> int:
+    """``syncer restore``"""
+    place = mounts.real(Path(arguments.to or arguments.path))
+    source, target = resolve(arguments.path), resolve(str(place))
+    mount = mounts.mount_around(place)
+    if mount is None or source.folder.path != target.folder.path:
+        raise UsageError("restore works within one mount; name paths in it")
+    if arguments.to and os.path.lexists(place):
+        raise ExistsError(f"{arguments.to} exists already; name a place that is free")
+    done = _ask(
+        source.folder,
+        "restore",
+        _no_progress,
+        path=source.path,
+        when=arguments.at,
+        to=target.path,
+    )
+    # Through the kernel, which knows what is there and what is not, and would not learn otherwise.
+    _put_in_place(mount.mountpoint / done["made"].lstrip("/"), place)
+    print(f"restored {arguments.to or arguments.path}: {report.restored(done)}")
+    return 0
+
+
+def _put_in_place(made: Path, place: Path) -> None:
+    """Rename what was restored; what it replaces is removed, and stays in the history."""
+    try:
+        try:
+            os.rename(made, place)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
+                raise
+            # A folder that is not empty, or a file by a folder, is not replaced in one step.
+            old = made.with_name(made.name + "-replaced")
+            os.rename(place, old)
+            os.rename(made, place)
+            if old.is_dir() and not old.is_symlink():
+                shutil.rmtree(old)
+            else:
+                old.unlink()
+    except OSError as error:
+        raise AccessError(
+            f"{place} can't be replaced: {error.strerror}; what was restored is {made}"
+        ) from error
 
 
 # Settings

@@ -18,6 +18,9 @@ from syncer.errors import SyncerError, UsageError
 from syncer.process.background import INTERRUPTED
 
 _TARGET = "data directory, mount point, or any path in a mount"
+_WHEN = (
+    "'2 hours ago', 'yesterday 18:00', 2026-11-22T10:05, an epoch, a snapshot's name or 'latest'"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -119,6 +122,7 @@ def make_parser() -> Parser:
     _add_mounting(add)
     _add_looking(add)
     _add_moving(add)
+    _add_past(add)
     _add_settings(add)
     return parser
 
@@ -267,6 +271,62 @@ def _add_moving(add: _Add) -> None:
         "They stay until other data needs the room.",
     )
     fetch.add_argument("paths", nargs="+", metavar="PATH", help="files and folders in a mount")
+
+
+def _add_past(add: _Add) -> None:
+    snapshot = add(
+        "snapshot",
+        "TARGET NAME",
+        "name the state of now",
+        "syncer snapshot mnt before-sorting",
+        "Takes no time and no room at any size. Clones have it too.",
+    )
+    snapshots = add(
+        "snapshots",
+        "TARGET",
+        "list the named snapshots",
+        "syncer snapshots mnt",
+        "Oldest first: when it was taken, its epoch, its name.",
+    )
+    versions = add(
+        "versions",
+        "FILE",
+        "list the versions of a file",
+        "syncer versions mnt/letter.odt",
+        "Oldest first: when, its size, what changed. Of a file that is gone, too.",
+    )
+    deleted = add(
+        "deleted",
+        "TARGET [PATH]",
+        "list what was removed and can be brought back",
+        "syncer deleted mnt photos/2024",
+        "Of a folder and those below it: a moment when it was there, its size, its path.",
+    )
+    diff = add(
+        "diff",
+        "TARGET WHEN [WHEN2]",
+        "list what changed",
+        "syncer diff mnt/photos yesterday",
+        "Between two moments: + is new, - is gone, M has another content, m other attributes. Of a"
+        " folder that is new or gone, only its own name.",
+    )
+    for command in (snapshot, snapshots, deleted, diff):
+        command.add_argument("target", metavar="TARGET", help=_TARGET)
+    snapshot.add_argument("name", metavar="NAME", help="a name that is not taken yet")
+    versions.add_argument("file", metavar="FILE", help="a file in a mount, there now or not")
+    deleted.add_argument("path", nargs="?", metavar="PATH", help="a folder, from TARGET's path on")
+    diff.add_argument("when", metavar="WHEN", help=_WHEN)
+    diff.add_argument("when2", nargs="?", metavar="WHEN2", help="likewise (default: latest)")
+    restore = add(
+        "restore",
+        "PATH --at WHEN [--to DEST]",
+        "bring back a file or a folder as it was",
+        "syncer restore mnt/letter.odt --at 'yesterday 18:00'",
+        "Needs no room and no download. What is at PATH is replaced, and stays in the history.",
+    )
+    restore.add_argument("path", metavar="PATH", help="a path in a mount, there now or not")
+    restore.add_argument("--at", required=True, metavar="WHEN", help=_WHEN)
+    restore.add_argument("--to", metavar="DEST", help="put it there instead; a path that is free")
 
 
 def _add_settings(add: _Add) -> None:

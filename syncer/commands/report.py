@@ -1,4 +1,4 @@
-"""What `status` tells a person, from the keys that it tells programs. Pure text.
+"""What commands tell a person, from the keys that they tell programs. Pure text.
 
 `STATUS_KEYS` documents the keys; docs/commands.md is made from it.
 """
@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 from typing import Any
+
+from syncer import when
 
 STATUS_KEYS = {
     "safe": "whether everything that was written is on the server",
@@ -124,8 +126,43 @@ def _holds(status: dict[str, Any]) -> str:
     return f"{held}; {size(status['metadata_bytes'])} of metadata"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def snapshot_line(snapshot: dict[str, Any]) -> str:
+    """One of ``syncer snapshots``."""
+    taken = when.written(snapshot["time_ns"])
+    return f"{taken}  {snapshot['epoch']:>8}  {snapshot['name']}"
+
+
+def version_line(version: dict[str, Any]) -> str:
+    """One of ``syncer versions``."""
+    return f"{version['when']}  {size(version['size']):>8}  {version['change']}"
+
+
+def deleted_line(gone: dict[str, Any]) -> str:
+    """One of ``syncer deleted``."""
+    what = "folder" if gone["is_folder"] else size(gone["size"])
+    return f"{gone['when']}  {what:>8}  {_shown(gone['path'])}"
+
+
+def difference_line(difference: dict[str, Any]) -> str:
+    """One of ``syncer diff``."""
+    return f"{difference['change']} {_shown(difference['path'])}"
+
+
+def restored(done: dict[str, Any]) -> str:
+    """What ``syncer restore`` has done."""
+    return f"{_count(done['files'], 'entry', 'entries')}, {size(done['bytes'])}"
+
+
+def _shown(path: str) -> str:
+    """A path for a line of its own: what can't be shown is escaped."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in path
+    )
+
+
+def _count(number: int, noun: str, many: str = "") -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {many or noun + 's'}"
 
 
 def size(size_bytes: float) -> str:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from syncer.codec import HOLE, split_ids
 from syncer.metadata.contents import INLINE_RUN
 from syncer.metadata.db import Database
-from syncer.metadata.tree import ROOT, Node
+from syncer.metadata.tree import OWN_XATTRS, ROOT, Node
 
 #: Of what is true now: it has not died.
 FOREVER = 1 << 62
@@ -163,8 +163,9 @@ class History:
         return rows[0][1] if rows else None
 
     def xattrs(self, node_id: int, epoch: int) -> dict[bytes, bytes]:
-        """A node's extended attributes."""
-        return {row[0]: row[1] for row in self._db.query(_XATTRS, (node_id, epoch))}
+        """A node's extended attributes, but for syncer's own."""
+        rows = self._db.query(_XATTRS, (node_id, epoch))
+        return {row[0]: row[1] for row in rows if not row[0].startswith(OWN_XATTRS)}
 
     # Moments
 

@@ -37,6 +37,7 @@ from syncer.process import desktop, mounts
 from syncer.process.control import ControlServer, Handler, Progress
 from syncer.process.engine import Engine
 from syncer.process.folder import DataFolder, create_repository
+from syncer.process.timemachine import TimeMachine
 
 log = logging.getLogger(__name__)
 
@@ -314,7 +315,30 @@ def commands_of(engine: Engine) -> dict[str, Handler]:
         engine.set_config(arguments["key"], arguments["value"])
         return {}
 
-    return {"status": status, "flush": flush, "evict": evict, "fetch": fetch, "config": config}
+    return {
+        "status": status,
+        "flush": flush,
+        "evict": evict,
+        "fetch": fetch,
+        "config": config,
+        **_commands_about_the_past(engine.past),
+    }
+
+
+def _commands_about_the_past(past: TimeMachine) -> dict[str, Handler]:
+    encode = os.fsencode
+    return {
+        "snapshot": lambda given, progress: past.snapshot(given["name"]),
+        "snapshots": lambda given, progress: past.snapshots(),
+        "versions": lambda given, progress: past.versions(encode(given["path"])),
+        "deleted": lambda given, progress: past.deleted(encode(given["path"]), progress),
+        "diff": lambda given, progress: past.diff(
+            encode(given["path"]), given["first"], given["second"], progress
+        ),
+        "restore": lambda given, progress: past.restore(
+            encode(given["path"]), given["when"], encode(given["to"]), progress
+        ),
+    }
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -27,10 +27,13 @@ from syncer.exchange.roles import Exchange, ExchangeLoop
 from syncer.metadata.contents import Contents
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
+from syncer.metadata.history import History
+from syncer.metadata.moments import Moments
 from syncer.metadata.tree import ROOT, Node, Tree
 from syncer.mount import Operations
 from syncer.process.committer import Committer
 from syncer.process.folder import DataFolder, remote_of
+from syncer.process.timemachine import TimeMachine
 from syncer.transfer.threads import Transfer
 from syncer.vfs.caller import Caller
 from syncer.vfs.calls import Vfs
@@ -108,6 +111,16 @@ class Engine:
             on_applied=lambda touched: self._on_applied(),
         )
         self._loop = ExchangeLoop(self._exchange, after_step=self._note_role)
+        history = History(self._db)
+        self.past = TimeMachine(
+            self._tree,
+            self._contents,
+            self._blocks,
+            history,
+            Moments(self._db, self._epochs, self._tree, history),
+            close_epoch=lambda: self._committer.round(seal=True),
+            refusal=lambda: self.vfs.read_only,
+        )
         self._capacity: tuple[int, int] | None = None
         self._capacity_at = float("-inf")
         self._note_role()
