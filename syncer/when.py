@@ -31,6 +31,7 @@ _CLOCK = r"(\d{1,2})[:-](\d{2})(?:[:-](\d{2})(?:\.(\d{1,9}))?)?"
 _DATE_TIME = re.compile(
     rf"(\d{{4}})-(\d{{2}})-(\d{{2}})(?:[T ]{_CLOCK}\s*(Z|[+-]\d{{2}}:?\d{{2}})?)?"
 )
+_WRITTEN = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}-\d{2}-\d{2}(\.\d{1,9})?[+-]\d{4}")
 _DAY_TIME = re.compile(rf"(today|yesterday)?\s*(?:(?:at\s+)?{_CLOCK})?")
 _AGO = re.compile(r"(\d{1,9}|an?)\s+(second|minute|hour|day|week|month|year)s?\s+ago")
 _FIXED_SECONDS = {"second": 1, "minute": 60, "hour": 3600}
@@ -136,6 +137,11 @@ def written(time_ns: int, zone: tzinfo | None = None, digits: int = 0) -> str:
     moment = _from_ns(time_ns, zone)
     fraction = f".{time_ns % _SECOND_NS:09d}"[: digits + 1] if digits else ""
     return f"{moment:%Y-%m-%dT%H-%M-%S}{fraction}{moment:%z}"
+
+
+def is_written(text: str) -> bool:
+    """Whether a text is a time as `written` makes it, whose meaning hangs on no clock and zone."""
+    return _WRITTEN.fullmatch(text) is not None
 
 
 def shortest(time_ns: int, is_same: Callable[[int], bool], zone: tzinfo | None = None) -> str:

@@ -248,6 +248,7 @@ def test_no_question_reads_a_whole_table(rig: Rig, monkeypatch: pytest.MonkeyPat
         history.entries(ROOT, b"", 10, then)
         history.run(ROOT, 0, then)
         history.runs(ROOT, then)
+        history.run_from(ROOT, 0, then)
         history.inline(ROOT, then)
         history.xattrs(ROOT, then)
         history.epoch_at(then)

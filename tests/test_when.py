@@ -106,6 +106,20 @@ def test_a_time_is_written_with_its_offset() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-11-22T10-05-30+0100", True),
+        ("2026-11-22T10-05-30.250+0100", True),
+        ("2026-11-22T10-05-30", False),
+        ("2026-11-22T10:05:30+0100", False),
+        ("yesterday", False),
+    ],
+)
+def test_only_a_time_with_its_offset_is_a_written_one(text: str, expected: bool) -> None:
+    assert when.is_written(text) == expected
+
+
+@pytest.mark.parametrize(
     ("until_ns", "name"),
     [
         (10**9, "2026-11-22T10-05-31+0100"),

@@ -43,18 +43,21 @@ class Contents:
     def next_data(self, node_id: int, first: int) -> int | None:
         """The index of the first block from `first` on that is not a hole, or None."""
         run, place = divmod(first, RUN_BLOCKS)
-        while True:
-            row = self._db.query_one(
-                "SELECT run, data FROM content WHERE node = ? AND run >= ? ORDER BY run LIMIT 1",
-                (node_id, run),
-            )
-            if row is None:
-                return None
-            ids = split_ids(row[1])
-            for number in range(place if row[0] == run else 0, len(ids)):
+        while (found := self.run_from(node_id, run)) is not None:
+            ids = split_ids(found[1])
+            for number in range(place if found[0] == run else 0, len(ids)):
                 if ids[number] != HOLE:
-                    return int(row[0]) * RUN_BLOCKS + number
-            run, place = row[0] + 1, 0
+                    return found[0] * RUN_BLOCKS + number
+            run, place = found[0] + 1, 0
+        return None
+
+    def run_from(self, node_id: int, run: int) -> tuple[int, bytes] | None:
+        """The first run that there is from number `run` on, and its ids; or None."""
+        row = self._db.query_one(
+            "SELECT run, data FROM content WHERE node = ? AND run >= ? ORDER BY run LIMIT 1",
+            (node_id, run),
+        )
+        return (row[0], row[1]) if row else None
 
     def inline(self, node_id: int) -> bytes | None:
         """The bytes of a tiny file that lie in its row, or None."""

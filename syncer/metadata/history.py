@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from syncer.codec import HOLE, split_ids
-from syncer.metadata.contents import INLINE_RUN
+from syncer.metadata.contents import INLINE_RUN, Contents
 from syncer.metadata.db import Database
 from syncer.metadata.tree import OWN_XATTRS, ROOT, Node
 
@@ -152,6 +152,11 @@ class History:
         rows = self._db.query(_RUNS, (node_id, epoch, INLINE_RUN + 1, _LAST_RUN))
         return [(row[0], row[1]) for row in rows]
 
+    def run_from(self, node_id: int, run: int, epoch: int) -> tuple[int, bytes] | None:
+        """The first run that there was from number `run` on, and its ids; or None."""
+        row = self._db.query_one(f"{_RUNS} LIMIT 1", (node_id, epoch, run, _LAST_RUN))
+        return (row[0], row[1]) if row else None
+
     def ids(self, node_id: int, epoch: int) -> list[bytes]:
         """The ids of all blocks of a file, in order, without its holes."""
         runs = self.runs(node_id, epoch)
@@ -234,3 +239,23 @@ class History:
             (parent,),
         )
         return [Removed(*row) for row in rows]
+
+
+class PastContents(Contents):
+    """What files held at an epoch, for who only reads."""
+
+    def __init__(self, history: History, epoch: int) -> None:
+        self._history = history
+        self._epoch = epoch
+
+    def run(self, node_id: int, run: int) -> bytes:
+        return self._history.run(node_id, run, self._epoch)
+
+    def run_from(self, node_id: int, run: int) -> tuple[int, bytes] | None:
+        return self._history.run_from(node_id, run, self._epoch)
+
+    def ids(self, node_id: int) -> list[bytes]:
+        return self._history.ids(node_id, self._epoch)
+
+    def inline(self, node_id: int) -> bytes | None:
+        return self._history.inline(node_id, self._epoch)

@@ -120,6 +120,20 @@ class Moments:
             raise MissingError(f"there is no history of {text!r}; its epochs are 1 to {latest}")
         return epoch
 
+    def is_fixed(self, text: str) -> bool:
+        """Whether a name for which `find` has an answer will always have this one.
+
+        That is so for snapshots and for times with their offset, but neither for those to come nor
+        within the epoch that is still open.
+        """
+        if self.snapshot(text):
+            return True
+        moment = when.parse(text, self._clock_ns())
+        if moment.time_ns is None or not when.is_written(text):
+            return False
+        is_over = moment.time_ns <= self._clock_ns()
+        return is_over and self._history.epoch_at(moment.time_ns) <= self.latest()
+
     def written(self, epoch: int) -> str:
         """The time of an epoch, as a name by which `find` finds it again, now and later."""
         now_ns = self._clock_ns()

@@ -36,8 +36,8 @@ from syncer.process.folder import DataFolder, remote_of
 from syncer.process.timemachine import TimeMachine
 from syncer.transfer.threads import Transfer
 from syncer.vfs.caller import Caller
-from syncer.vfs.calls import Vfs
 from syncer.vfs.files import Files
+from syncer.vfs.snapshots import SnapshotVfs
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,9 @@ class Engine:
             inline_total_bytes=config.inline_total_bytes,
             update_atime=update_atime,
         )
-        self.vfs = Vfs(self._tree, self._blocks, files)
+        history = History(self._db)
+        moments = Moments(self._db, self._epochs, self._tree, history)
+        self.vfs = SnapshotVfs(self._tree, self._blocks, files, history, moments)
         self._committer = Committer(
             self._db, self._epochs, self._blocks, self.vfs, config.epoch_seconds, self._on_closed
         )
@@ -111,13 +113,12 @@ class Engine:
             on_applied=lambda touched: self._on_applied(),
         )
         self._loop = ExchangeLoop(self._exchange, after_step=self._note_role)
-        history = History(self._db)
         self.past = TimeMachine(
             self._tree,
             self._contents,
             self._blocks,
             history,
-            Moments(self._db, self._epochs, self._tree, history),
+            moments,
             close_epoch=lambda: self._committer.round(seal=True),
             refusal=lambda: self.vfs.read_only,
         )

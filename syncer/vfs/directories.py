@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from syncer.metadata.tree import Node, Tree
 from syncer.vfs.files import Files
@@ -15,13 +16,18 @@ from syncer.vfs.files import Files
 _ROWS = 128
 
 
+#: Up to so many entries, from after a name on.
+_Entries = Callable[[bytes, int], Sequence[tuple[bytes, Node]]]
+
+
 @dataclass
 class _Listing:
     """An open directory. `shown` has the names in order, so that an offset can be resumed."""
 
-    node_id: int
+    entries: _Entries
+    dots: Callable[[], tuple[Node, Node]]
     shown: list[bytes] = field(default_factory=list)
-    rows: list[tuple[bytes, Node]] = field(default_factory=list)
+    rows: Sequence[tuple[bytes, Node]] = ()
     rows_at: int = 0
     name_changes: int = -1
 
@@ -41,8 +47,17 @@ class Directories:
 
     def open(self, node_id: int) -> int:
         """Open a directory; returns a handle for the other methods."""
+        return self._add(
+            _Listing(partial(self._tree.entries, node_id), lambda: self._dots(node_id))
+        )
+
+    def open_past(self, entries: _Entries, node: Node) -> int:
+        """Open a directory of another moment, whose entries someone else knows; as `open`."""
+        return self._add(_Listing(entries, lambda: (node, node)))
+
+    def _add(self, listing: _Listing) -> int:
         handle = next(self._numbers)
-        self._listings[handle] = _Listing(node_id)
+        self._listings[handle] = listing
         return handle
 
     def read(self, handle: int, offset: int, limit: int) -> list[tuple[bytes, Node]]:
@@ -50,11 +65,11 @@ class Directories:
         listing = self._listings[handle]
         del listing.shown[offset:]
         if listing.name_changes != self._tree.name_changes or listing.rows_at != offset:
-            listing.rows = []
+            listing.rows = ()
         if not listing.rows:
             listing.name_changes = self._tree.name_changes
             after = listing.shown[-1] if listing.shown else b""
-            listing.rows = self._tree.entries(listing.node_id, after, _ROWS)
+            listing.rows = listing.entries(after, _ROWS)
             listing.rows_at = offset
         return [(name, self._files.overlaid(node)) for name, node in listing.rows[:limit]]
 
@@ -62,12 +77,15 @@ class Directories:
         """These entries, the first of the last `read`, have reached the kernel."""
         listing = self._listings[handle]
         listing.shown.extend(names)
-        del listing.rows[: len(names)]
+        listing.rows = listing.rows[len(names) :]
         listing.rows_at += len(names)
 
     def dots(self, handle: int) -> tuple[Node, Node]:
         """The nodes of "." and ".."."""
-        node = self._tree.node(self._listings[handle].node_id)
+        return self._listings[handle].dots()
+
+    def _dots(self, node_id: int) -> tuple[Node, Node]:
+        node = self._tree.node(node_id)
         if node is None:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         names = self._tree.names_of(node.id)

@@ -31,6 +31,8 @@ _PATCH_NS = 10 * 10**9
 class _Handle:
     file: OpenFile
     read_ahead: ReadAhead
+    #: Of a file of another moment: its node, as callers see it. The file is then this handle's own.
+    past: Node | None = None
     was_read: bool = False
     was_written: bool = False
     is_direct: bool = False
@@ -138,6 +140,20 @@ class Files:
             self._handles[handle] = _Handle(file, ReadAhead(self._max_read_ahead_blocks))
             return handle
 
+    def open_past(self, node: Node, shown: Node, contents: Contents) -> int:
+        """Open a file as it was, for reading; `shown` is what callers are to see of it."""
+        file = OpenFile(node, self._tree, contents, self._blocks, self._shared)
+        with self.lock:
+            handle = next(self._numbers)
+            read_ahead = ReadAhead(self._max_read_ahead_blocks)
+            self._handles[handle] = _Handle(file, read_ahead, past=shown)
+            return handle
+
+    def past_node(self, handle: int) -> Node | None:
+        """What a handle of `open_past` leads to; None for any other."""
+        opened = self._handles.get(handle)
+        return opened.past if opened else None
+
     def _handle(self, handle: int) -> _Handle:
         found = self._handles.get(handle)
         if found is None:
@@ -225,6 +241,9 @@ class Files:
         last handle of a file that has no name any more."""
         opened = self._handle(handle)
         file = opened.file
+        if opened.past:
+            del self._handles[handle]
+            return None
         nameless = False
         try:
             if file.dirty_since_ns is not None:

@@ -1,0 +1,245 @@
+"""The folder `.snapshots` in the mount's root: the whole tree as it was, read-only.
+
+    .snapshots/before-sorting               a named snapshot
+    .snapshots/2026-11-22T10-05-00+0100     any moment by its time with its offset
+    .snapshots/latest, .snapshots/2 hours ago, .snapshots/4711
+                                            other words, as symlinks to the moment's time
+
+`.snapshots` itself is in no listing, so that `find` and backups of the mount don't walk through all
+of history; its own listing has `latest` and the named snapshots. Where a collection has a folder of
+that name of its own, that one counts.
+
+What is in such a folder never changes, so the kernel may keep it. That is why a time that is still
+to come, or within the epoch that is still open, is a symlink as well; and why what is no moment is
+EINVAL: the kernel would remember ENOENT for an hour, and a snapshot may get that name meanwhile.
+
+The nodes of then have numbers of their own, above those of now: a file and its past are different
+files to `tar` or `cp`, and hard links among them are still seen.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from xxhash import xxh3_64_intdigest
+
+from syncer.blocks.store import Blocks
+from syncer.errors import MissingError, UsageError
+from syncer.metadata.history import History, PastContents
+from syncer.metadata.moments import Moments
+from syncer.metadata.tree import ROOT, Node, Tree
+from syncer.vfs.caller import SUPERUSER, Caller
+from syncer.vfs.calls import Caching, Target, Vfs
+from syncer.vfs.files import Files
+
+NAME = b".snapshots"
+_PATH = b"/" + NAME
+#: Numbers of nodes of the present have 63 bits.
+_PAST = 1 << 63
+_MAX_FIXED = 1000
+_LINK_MODE = stat.S_IFLNK | 0o777
+_FOLDER_MODE = stat.S_IFDIR | 0o555
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What a path in `.snapshots` leads to."""
+
+    node: Node
+    """As it was; of `.snapshots` and its symlinks, one made up."""
+    epoch: int = 0
+    """0: it is no node of then."""
+
+    @property
+    def shown(self) -> Node:
+        """The node as callers see it, with a number that no node of another moment has.
+
+        A hash in place of a table: two of ten million nodes have the same number in one case of
+        hundred thousand, and then `du` counts one file less.
+        """
+        number = xxh3_64_intdigest(struct.pack("<QQ", self.node.id, self.epoch))
+        return self.node.changed(id=_PAST | number)
+
+
+class SnapshotVfs(Vfs):
+    """The file system with `.snapshots`."""
+
+    def __init__(
+        self, tree: Tree, blocks: Blocks, files: Files, history: History, moments: Moments
+    ) -> None:
+        super().__init__(tree, blocks, files)
+        self._history = history
+        self._moments = moments
+        #: Epochs of moments that are folders; every path below one asks for it.
+        self._fixed: dict[bytes, int] = {}
+
+    # Paths
+
+    def _is_past(self, target: Target) -> bool:
+        if isinstance(target, int):
+            return self.files.past_node(target) is not None
+        is_below = target == _PATH or target.startswith(_PATH + b"/")
+        return is_below and self._tree.lookup(ROOT, NAME) is None
+
+    def _place(self, path: bytes) -> _Place:
+        """What a path in `.snapshots` leads to; ENOENT, ENOTDIR, EINVAL."""
+        _, *words = (part for part in path.split(b"/") if part)
+        if not words:
+            return _Place(self._made_up(_FOLDER_MODE, None))
+        if len(words) == 1:
+            return self._moment(words[0])
+        # The kernel follows a symlink itself, but knows a moment's name for an hour as what it was.
+        epoch, number = self._epoch(words[0]), ROOT
+        for word in words[1:]:
+            found = self._history.lookup(number, word, epoch)
+            if found is None:
+                self._fail_at(number, epoch)
+            number = found
+        node = self._history.node(number, epoch)
+        if node is None:
+            raise _error(errno.ENOENT)
+        return _Place(node, epoch)
+
+    def _fail_at(self, number: int, epoch: int) -> NoReturn:
+        node = self._history.node(number, epoch)
+        raise _error(errno.ENOENT if node is None or node.is_dir else errno.ENOTDIR)
+
+    def _moment(self, word: bytes) -> _Place:
+        """The top folder of then, or the symlink to its time."""
+        epoch = self._epoch(word)
+        if word not in self._fixed:
+            return _Place(self._made_up(_LINK_MODE, self._moments.written(epoch).encode()))
+        root = self._history.node(ROOT, epoch)
+        if root is None:
+            raise _error(errno.EINVAL)
+        return _Place(root, epoch)
+
+    def _epoch(self, word: bytes) -> int:
+        if (known := self._fixed.get(word)) is not None:
+            return known
+        text = os.fsdecode(word)
+        try:
+            epoch = self._moments.find(text)
+            if self._moments.is_fixed(text):
+                if len(self._fixed) >= _MAX_FIXED:
+                    self._fixed = {}
+                self._fixed[word] = epoch
+            return epoch
+        except (UsageError, MissingError) as error:
+            raise _error(errno.EINVAL) from error
+
+    def _made_up(self, mode: int, target: bytes | None) -> Node:
+        root = self._node(ROOT)
+        size = len(target) if target is not None else 0
+        nlink = 2 if stat.S_ISDIR(mode) else 1
+        number = zlib.crc32(target or b"")
+        return root._replace(id=number, mode=mode, nlink=nlink, size=size, target=target)
+
+    def _walk(self, path: bytes) -> Node:
+        return self._place(path).shown if self._is_past(path) else super()._walk(path)
+
+    def _find(self, target: Target) -> Node:
+        past = self.files.past_node(target) if isinstance(target, int) else None
+        return past or super()._find(target)
+
+    # Reading
+
+    def opendir(self, path: bytes) -> int:
+        if not self._is_past(path):
+            return super().opendir(path)
+        place = self._place(path)
+        if not place.node.is_dir:
+            raise _error(errno.ENOTDIR)
+
+        def entries(after: bytes, limit: int) -> Sequence[tuple[bytes, Node]]:
+            if not place.epoch:
+                return self._moment_entries(after, limit)
+            found = self._history.entries(place.node.id, after, limit, place.epoch)
+            return [(name, _Place(node, place.epoch).shown) for name, node in found]
+
+        return self.directories.open_past(entries, place.shown)
+
+    def _moment_entries(self, after: bytes, limit: int) -> list[tuple[bytes, Node]]:
+        names = [b"latest", *(os.fsencode(found.name) for found in self._moments.named())]
+        wanted = sorted(name for name in names if name > after)[:limit]
+        return [(name, self._moment(name).shown) for name in wanted]
+
+    def open(self, path: bytes, flags: int, caller: Caller = SUPERUSER) -> int:
+        if not self._is_past(path):
+            return super().open(path, flags, caller)
+        self.hidden.settle()
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            raise _error(errno.EROFS)
+        place = self._place(path)
+        if not place.node.is_file:
+            raise _error(errno.EISDIR if place.node.is_dir else errno.ELOOP)
+        contents = PastContents(self._history, place.epoch)
+        return self.files.open_past(place.node, place.shown, contents)
+
+    def caching(self, handle: int) -> Caching:
+        return Caching.KEEP if self._is_past(handle) else super().caching(handle)
+
+    def getxattr(self, path: bytes, name: bytes) -> bytes:
+        if not self._is_past(path):
+            return super().getxattr(path, name)
+        value = self._past_xattrs(path).get(name)
+        if value is None:
+            raise _error(errno.ENODATA)
+        return value
+
+    def listxattr(self, path: bytes) -> list[bytes]:
+        return list(self._past_xattrs(path)) if self._is_past(path) else super().listxattr(path)
+
+    def _past_xattrs(self, path: bytes) -> dict[bytes, bytes]:
+        place = self._place(path)
+        return self._history.xattrs(place.node.id, place.epoch) if place.epoch else {}
+
+    # Changing: nothing of the past
+
+    def _refuse_past(self, *targets: Target) -> None:
+        if any(map(self._is_past, targets)):
+            raise _error(errno.EROFS)
+
+    def _parent(self, path: bytes) -> tuple[Node, bytes]:
+        # Of all calls that make, move or remove a name.
+        self._refuse_past(path)
+        return super()._parent(path)
+
+    def chmod(self, target: Target, mode: int) -> None:
+        self._refuse_past(target)
+        super().chmod(target, mode)
+
+    def chown(self, target: Target, uid: int, gid: int) -> None:
+        self._refuse_past(target)
+        super().chown(target, uid, gid)
+
+    def utimens(self, target: Target, atime_ns: int | None, mtime_ns: int | None) -> None:
+        self._refuse_past(target)
+        super().utimens(target, atime_ns, mtime_ns)
+
+    def link(self, old: bytes, new: bytes) -> None:
+        self._refuse_past(old)
+        super().link(old, new)
+
+    def truncate(self, target: Target, size: int, caller: Caller = SUPERUSER) -> None:
+        self._refuse_past(target)
+        super().truncate(target, size, caller)
+
+    def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None:
+        self._refuse_past(path)
+        super().setxattr(path, name, value, flags)
+
+    def removexattr(self, path: bytes, name: bytes) -> None:
+        self._refuse_past(path)
+        super().removexattr(path, name)
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
