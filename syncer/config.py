@@ -207,11 +207,11 @@ class Config:
         metadata=_setting("connections", _count(1, 64), "Connections to the server at once."),
     )
     upload_workers: int = field(
-        default=4,
+        default=24,
         metadata=_setting(
             "upload_workers",
             _count(1, 64),
-            "Blocks uploaded at once; connections beyond these stay free for reading.",
+            "Blocks uploaded at once; several of them share a connection.",
         ),
     )
     transport: str = field(

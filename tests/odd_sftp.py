@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from syncer.errors import SyncerError
-from syncer.remote import session as sftp
+from syncer.remote import packets as sftp
 from syncer.remote.base import Data
-from syncer.remote.session import DroppedError
+from syncer.remote.connection import DroppedError
 
 Answer = bytes
 TOGETHER_SECONDS = 0.002
@@ -39,8 +39,17 @@ class OddServer:
         """The answer of statvfs@openssh.com."""
         self.requests: list[int] = []
         """The kinds of all requests so far."""
+        self.steps: list[tuple[int, str]] = []
+        """The kinds of those that succeeded, with the file that each was about."""
+        self.is_silent = False
+        """Whether it answers nothing any more."""
         self._threads: list[threading.Thread] = []
         self._ends: list[socket.socket] = []
+
+    @property
+    def connections(self) -> int:
+        """How many there have been."""
+        return len(self._threads)
 
     def connect(self) -> OddStream:
         ours, theirs = socket.socketpair()
@@ -92,7 +101,9 @@ class _Connection:
         self._server = server
         self._connection = connection
         self._handles: dict[bytes, int | list[Path]] = {}
-        self._handlers: dict[int, Callable[[sftp._Fields], Answer]] = {
+        self._opened: dict[bytes, str] = {}
+        self._about = ""
+        self._handlers: dict[int, Callable[[sftp.Fields], Answer]] = {
             sftp.OPEN: self._open,
             sftp.CLOSE: self._close,
             sftp.READ: self._read,
@@ -129,13 +140,16 @@ class _Connection:
     def _answer(self, packet: bytes) -> None:
         kind, number = packet[0], packet[1:5]
         self._server.requests.append(kind)
+        if self._server.is_silent:
+            return
         told = self._server.statuses.get(kind)
         status = told.pop(0) if told else sftp.OK
         if status:
             answer = _status(status)
         else:
             try:
-                answer = self._handlers[kind](sftp._Fields(memoryview(packet)[5:]))
+                answer = self._handlers[kind](sftp.Fields(memoryview(packet)[5:]))
+                self._server.steps.append((kind, self._about))
             except FileNotFoundError:
                 answer = _status(sftp.NO_SUCH_FILE)
             except OSError:
@@ -157,46 +171,52 @@ class _Connection:
             data += part
         return data
 
-    def _path(self, fields: sftp._Fields) -> Path:
-        return self._server.root / bytes(fields.string()).decode()
+    def _path(self, fields: sftp.Fields) -> Path:
+        self._about = bytes(fields.string()).decode()
+        return self._server.root / self._about
 
-    def _file(self, fields: sftp._Fields) -> int:
-        handle = self._handles[bytes(fields.string())]
+    def _file(self, fields: sftp.Fields) -> int:
+        name = bytes(fields.string())
+        self._about = self._opened[name]
+        handle = self._handles[name]
         assert isinstance(handle, int)
         return handle
 
     def _new_handle(self, what: int | list[Path]) -> Answer:
         name = str(len(self._server.requests)).encode()
         self._handles[name] = what
+        self._opened[name] = self._about
         return bytes([sftp.HANDLE]) + _string(name)
 
-    def _open(self, fields: sftp._Fields) -> Answer:
+    def _open(self, fields: sftp.Fields) -> Answer:
         path, flags = self._path(fields), fields.number()
         exclusive = os.O_RDWR | os.O_CREAT | os.O_EXCL
         return self._new_handle(os.open(path, exclusive if flags & 8 else os.O_RDONLY, 0o666))
 
-    def _close(self, fields: sftp._Fields) -> Answer:
-        handle = self._handles.pop(bytes(fields.string()))
+    def _close(self, fields: sftp.Fields) -> Answer:
+        name = bytes(fields.string())
+        self._about = self._opened.pop(name)
+        handle = self._handles.pop(name)
         if isinstance(handle, int):
             os.close(handle)
         return _status(sftp.OK)
 
-    def _read(self, fields: sftp._Fields) -> Answer:
+    def _read(self, fields: sftp.Fields) -> Answer:
         file = self._file(fields)
         offset, length = _wide(fields), fields.number()
         data = os.pread(file, min(length, self._server.most_read_bytes), offset)
         return bytes([sftp.DATA]) + _string(data) if data else _status(sftp.END_OF_FILE)
 
-    def _write(self, fields: sftp._Fields) -> Answer:
+    def _write(self, fields: sftp.Fields) -> Answer:
         file, offset = self._file(fields), _wide(fields)
         os.pwrite(file, fields.string(), offset)
         return _status(sftp.OK)
 
-    def _opendir(self, fields: sftp._Fields) -> Answer:
+    def _opendir(self, fields: sftp.Fields) -> Answer:
         folder = self._path(fields)
         return self._new_handle([folder / "..", *folder.iterdir()])
 
-    def _readdir(self, fields: sftp._Fields) -> Answer:
+    def _readdir(self, fields: sftp.Fields) -> Answer:
         names = self._handles[bytes(fields.string())]
         assert isinstance(names, list)
         if not names:
@@ -208,27 +228,30 @@ class _Connection:
         )
         return struct.pack(">BI", sftp.NAME, len(some)) + b"".join(entries)
 
-    def _remove(self, fields: sftp._Fields) -> Answer:
+    def _remove(self, fields: sftp.Fields) -> Answer:
         self._path(fields).unlink()
         return _status(sftp.OK)
 
-    def _mkdir(self, fields: sftp._Fields) -> Answer:
+    def _mkdir(self, fields: sftp.Fields) -> Answer:
         self._path(fields).mkdir()
         return _status(sftp.OK)
 
-    def _rename(self, fields: sftp._Fields) -> Answer:
-        old, new = self._path(fields), self._path(fields)
+    def _rename(self, fields: sftp.Fields) -> Answer:
+        old = self._path(fields)
+        about = self._about
+        new = self._path(fields)
+        self._about = about
         os.link(old, new)
         os.unlink(old)
         return _status(sftp.OK)
 
-    def _extended(self, fields: sftp._Fields) -> Answer:
+    def _extended(self, fields: sftp.Fields) -> Answer:
         if bytes(fields.string()) == b"statvfs@openssh.com":
             return bytes([sftp.EXTENDED_REPLY]) + struct.pack(">11Q", *self._server.room)
         return _status(sftp.UNSUPPORTED)
 
 
-def _wide(fields: sftp._Fields) -> int:
+def _wide(fields: sftp.Fields) -> int:
     return fields.number() << 32 | fields.number()
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from syncer.errors import HostKeyError, LoginError, OfflineError
 from syncer.remote import parse
-from syncer.remote.session import DroppedError
+from syncer.remote.connection import DroppedError
 from syncer.remote.ssh import command, explain
 
 CHANGED = """\

@@ -26,8 +26,8 @@ from paramiko import auth_strategy, ber, ssh_exception
 
 from ..errors import HostKeyError, LoginError, OfflineError, SyncerError
 from .base import Data
+from .connection import DroppedError
 from .location import Location, parse
-from .session import DroppedError
 from .ssh import ChildSocket, changed_key, refused_login, unknown_key
 
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
@@ -48,7 +48,7 @@ logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
 
 class ParamikoStream:
-    """A connection through paramiko; see `session.Stream`."""
+    """A connection through paramiko; see `connection.Stream`."""
 
     def __init__(self, location: Location, timeout_seconds: float, ssh_config: Path | None):
         self.name = str(location)

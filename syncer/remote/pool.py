@@ -1,4 +1,4 @@
-"""The connections of one remote: opened when needed, lent to one caller each, a bounded number."""
+"""The connections of one remote: opened when needed, a bounded number, shared by their callers."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 from ..errors import OfflineError, SyncerError
-from .session import DroppedError, Session
+from .connection import Connection, DroppedError
+from .session import Session
 
 RESERVED = 2
 """Connections that only urgent callers get, so that uploads never keep a reader waiting."""
-OPENING_AT_ONCE = 2
+CALLERS = 8
+"""At once on one connection: while one waits for its round trips, the others keep it busy. More
+would only queue up behind each other's blocks."""
+OPENING_AT_ONCE = 4
 """Servers drop connections when many are not logged in yet (MaxStartups 10:30:100)."""
 REOPEN_AFTER_SECONDS = 10.0
 """How long to make do with what is open after a further connection was refused."""
@@ -24,24 +29,51 @@ or a router forgotten it, and a caller should not have to wait out the full time
 PING_SECONDS = 5.0
 
 
+@dataclass(eq=False)
+class _Line:
+    """An open connection with its callers; guarded by the pool's condition."""
+
+    connection: Connection
+    urgent: int = 0
+    ordinary: int = 0
+    idle_since: float = 0.0
+
+    @property
+    def callers(self) -> int:
+        return self.urgent + self.ordinary
+
+    def count(self, urgent: bool, change: int) -> None:
+        if urgent:
+            self.urgent += change
+        else:
+            self.ordinary += change
+
+
 class Pool:
     """Lends connections. May be used from several threads.
 
-    No wait has a time limit of its own: each borrower's calls on the network have one, so a
-    connection comes back, or fails, in which case all who wait are told at once.
+    A caller gets the first of these that there is:
+
+    1. a connection that nobody uses,
+    2. a new one, if there may be more,
+    3. the one with the fewest callers, an urgent caller's preferably without ordinary ones.
+
+    Ordinary callers together use at most all but `RESERVED` of the connections.
+
+    No wait has a time limit of its own: each caller's requests have one, so a place becomes free,
+    or a connection fails, in which case all who wait are told at once.
     """
 
-    def __init__(self, name: str, connect: Callable[[], Session], limit: int) -> None:
+    def __init__(self, name: str, connect: Callable[[], Connection], limit: int) -> None:
         self._name = name
         self._connect = connect
         self._limit = limit
         self._ordinary_limit = max(1, limit - RESERVED)
         self._changed = threading.Condition()
         # The condition guards everything below.
-        self._idle: list[tuple[float, Session]] = []  # since when; the latest is last
-        self._busy: set[Session] = set()
+        self._lines: list[_Line] = []  # those that were used last are at the end
         self._opening = 0
-        self._ordinary = 0
+        self._opening_ordinary = 0
         self._open_after = 0.0
         self._failures = 0
         self._last_failure: SyncerError = OfflineError("")
@@ -49,94 +81,91 @@ class Pool:
 
     @contextmanager
     def session(self, *, urgent: bool) -> Iterator[Session]:
-        """Lend a connection; it is dropped if the block ends with an `OfflineError`."""
-        self._admit(urgent)
+        """Lend a place on a connection, which is dropped if the block ends with OfflineError."""
+        line = self._take(urgent)
+        keep = False
         try:
-            session = self._take()
-            keep = False
-            try:
-                yield session
-                keep = _let_go(session)
-            except OfflineError as error:
-                # A connection that merely ended says nothing about the others.
-                if not isinstance(error, DroppedError):
-                    self._tell_waiters(error)
-                raise
-            except SyncerError:
-                keep = _let_go(session)
-                raise
-            finally:
-                self._give_back(session, keep)
+            session = Session(line.connection)
+            yield session
+            keep = _let_go(session)
+        except OfflineError as error:
+            # A connection that merely ended says nothing about the others.
+            if not isinstance(error, DroppedError):
+                self._tell_waiters(error)
+            raise
+        except SyncerError:
+            keep = _let_go(session)
+            raise
         finally:
-            if not urgent:
-                with self._changed:
-                    self._ordinary -= 1
-                    self._changed.notify_all()
+            self._give_back(line, urgent, keep)
 
-    def _admit(self, urgent: bool) -> None:
-        """Wait until this caller may have a connection at all."""
-        if urgent:
-            return
-        with self._changed:
-            failures = self._failures
-            while self._ordinary >= self._ordinary_limit:
-                self._wait(failures)
-            self._ordinary += 1
-
-    def _take(self) -> Session:
+    def _take(self, urgent: bool) -> _Line:
         with self._changed:
             failures = self._failures
         while True:
-            session = self._take_idle_or_slot(failures)
-            if session is None:
-                session = self._open()
-            if session is not None:
-                return session
+            line = self._find_or_may_open(urgent, failures) or self._open(urgent)
+            if line is not None:
+                return line
 
-    def _take_idle_or_slot(self, failures: int) -> Session | None:
-        """Wait for an idle connection, or (None) for the right to open one."""
+    def _find_or_may_open(self, urgent: bool, failures: int) -> _Line | None:
+        """Wait for a place on a connection, or (None) for the right to open one."""
         while True:
             with self._changed:
                 while True:
                     self._raise_if_closed()
-                    if self._idle:
-                        since, session = self._idle.pop()
-                        self._busy.add(session)
-                        break
-                    if self._may_open():
+                    line = self._find_idle(urgent)
+                    if line is None and self._may_open(urgent):
                         self._opening += 1
+                        self._opening_ordinary += not urgent
                         return None
+                    line = line or self._find_shared(urgent)
+                    if line is not None:
+                        break
                     self._wait(failures)
-            if self._is_usable(session, since):
-                return session
-            self._give_back(session, keep=False)
+                was_idle = not line.callers
+                line.count(urgent, 1)
+            if not was_idle or _is_usable(line):
+                return line
+            self._give_back(line, urgent, keep=False)
             self.drop_idle()  # they are as old or older
 
-    def _may_open(self) -> bool:
-        others = len(self._busy) + self._opening
-        if others >= self._limit or self._opening >= OPENING_AT_ONCE:
-            return False
-        return not others or time.monotonic() >= self._open_after
+    def _may_use_another(self, urgent: bool) -> bool:
+        """Whether a caller may come to a connection that ordinary callers don't use yet."""
+        used = sum(line.ordinary > 0 for line in self._lines) + self._opening_ordinary
+        return urgent or used < self._ordinary_limit
 
-    def _is_usable(self, session: Session, since: float) -> bool:
-        if not session.is_alive():
-            return False
-        if time.monotonic() - since > DOUBTFUL_SECONDS:
-            with suppress(SyncerError):
-                session.ping(PING_SECONDS)
-                return True
-            return False
-        return True
+    def _find_idle(self, urgent: bool) -> _Line | None:
+        if not self._may_use_another(urgent):
+            return None
+        return next((line for line in reversed(self._lines) if not line.callers), None)
 
-    def _open(self) -> Session | None:
+    def _may_open(self, urgent: bool) -> bool:
+        count = len(self._lines) + self._opening
+        if count >= self._limit or self._opening >= OPENING_AT_ONCE:
+            return False
+        if not self._may_use_another(urgent):
+            return False
+        return not count or time.monotonic() >= self._open_after
+
+    def _find_shared(self, urgent: bool) -> _Line | None:
+        lines = [
+            line for line in self._lines if line.callers < CALLERS and line.connection.is_alive()
+        ]
+        if urgent:
+            return min(lines, key=lambda line: (line.ordinary, line.urgent), default=None)
+        if not self._may_use_another(urgent):
+            lines = [line for line in lines if line.ordinary]
+        return min(lines, key=lambda line: (line.urgent, line.ordinary), default=None)
+
+    def _open(self, urgent: bool) -> _Line | None:
         """Open a connection; None if that failed while others work, so one of them will do."""
-        session = None
+        line = None
         try:
-            session = self._connect()
+            line = _Line(self._connect())
         except SyncerError as error:
             with self._changed:
                 self._open_after = time.monotonic() + REOPEN_AFTER_SECONDS
-                others = self._busy or self._idle or self._opening > 1
+                others = self._lines or self._opening > 1
                 hopeless = not others or not isinstance(error, OfflineError)
             if hopeless:
                 self._tell_waiters(error)
@@ -144,25 +173,38 @@ class Pool:
         finally:
             with self._changed:
                 self._opening -= 1
-                if session:
-                    self._busy.add(session)
+                self._opening_ordinary -= not urgent
+                if line:
+                    line.count(urgent, 1)
+                    self._lines.append(line)
                 self._changed.notify_all()
-        return session
+        return line
 
-    def _give_back(self, session: Session, keep: bool) -> None:
+    def _give_back(self, line: _Line, urgent: bool, keep: bool) -> None:
         now = time.monotonic()
+        unwanted = []
         with self._changed:
-            self._busy.discard(session)
-            unwanted = []
-            if keep and not self._closed:
-                self._idle.append((now, session))
-                while len(self._idle) > 1 and now - self._idle[0][0] > IDLE_SECONDS:
-                    unwanted.append(self._idle.pop(0)[1])
-            else:
-                unwanted.append(session)
+            line.count(urgent, -1)
+            line.idle_since = now
+            if line in self._lines:
+                self._lines.remove(line)
+                if keep and not self._closed:
+                    self._lines.append(line)
+                    unwanted = self._expired(now)
+                    self._lines = [each for each in self._lines if each not in unwanted]
+                else:
+                    unwanted = [line]
             self._changed.notify_all()
         for each in unwanted:
-            each.close()
+            each.connection.close()
+
+    def _expired(self, now: float) -> list[_Line]:
+        """Those that nobody has used for long, never all."""
+        return [
+            line
+            for line in self._lines[:-1]
+            if not line.callers and now - line.idle_since > IDLE_SECONDS
+        ]
 
     def _tell_waiters(self, error: SyncerError) -> None:
         with self._changed:
@@ -184,25 +226,36 @@ class Pool:
     def drop_idle(self) -> None:
         """Close all connections that nobody uses."""
         with self._changed:
-            idle, self._idle = self._idle, []
-        for _, session in idle:
-            session.close()
+            idle = [line for line in self._lines if not line.callers]
+            self._lines = [line for line in self._lines if line.callers]
+        for line in idle:
+            line.connection.close()
 
     def close(self) -> None:
-        """Close all connections, under the hands of their borrowers as well."""
+        """Close all connections, under the hands of their callers as well."""
         with self._changed:
             self._closed = True
-            busy = list(self._busy)
+            lines, self._lines = self._lines, []
             self._changed.notify_all()
-        self.drop_idle()
-        for session in busy:
-            session.close()
+        for line in lines:
+            line.connection.close()
+
+
+def _is_usable(line: _Line) -> bool:
+    if not line.connection.is_alive():
+        return False
+    if time.monotonic() - line.idle_since > DOUBTFUL_SECONDS:
+        with suppress(SyncerError):
+            line.connection.ping(PING_SECONDS)
+            return True
+        return False
+    return True
 
 
 def _let_go(session: Session) -> bool:
-    """Whether the session is fit for the next borrower. Its own borrower is done in any case."""
+    """Whether the connection is fit for the next caller. This one is done in any case."""
     try:
-        session.abandon()
+        session.flush()
     except OfflineError:
         return False
     return True

@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import MissingError, OfflineError, TemporaryError, UsageError
-from . import session as sftp
+from . import packets as sftp
+from .connection import Connection, DroppedError, Stream
 from .files import FileRemote, Files, Result
 from .location import Location
 from .pool import Pool
-from .session import DroppedError, Session, Stream
+from .session import Session, open_connection
 from .sftp import SftpFiles
 from .ssh import SshStream
 
@@ -40,15 +41,10 @@ class SftpRemote(FileRemote):
     def durable(self) -> bool:
         return self._durable
 
-    def _connect(self) -> Session:
+    def _connect(self) -> Connection:
         """Open a connection. Its end, here, is no reason to try another at once."""
         try:
-            stream = self._open_stream()
-            try:
-                return Session(stream, self._timeout_seconds)
-            except BaseException:
-                stream.close()
-                raise
+            return open_connection(self._open_stream(), self._timeout_seconds)
         except DroppedError as error:
             raise OfflineError(str(error)) from error
         except OSError as error:
@@ -70,14 +66,14 @@ class SftpRemote(FileRemote):
     def _perform_once(self, action: Callable[[Files], Result], urgent: bool) -> Result:
         with self._pool.session(urgent=urgent) as session:
             result = action(SftpFiles(session, self._root(session)))
-            self._durable = session.can_sync
+            self._durable = session.server.can_sync
             return result
 
     def _root(self, session: Session) -> bytes:
         path = self._location.path.encode("utf-8", "surrogateescape")
         if not path.startswith(b"~"):
             return path
-        if b"expand-path@openssh.com" not in session.extensions:
+        if b"expand-path@openssh.com" not in session.server.extensions:
             raise OfflineError(
                 f"{self.name}: this server can't tell where ~user is; use the whole path"
             )

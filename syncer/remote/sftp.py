@@ -20,10 +20,11 @@ from ..errors import (
     RemoteFullError,
     TemporaryError,
 )
-from . import session as sftp
+from . import packets as sftp
 from .base import Usage
 from .files import Files, FileStatus, NewFile
-from .session import Session, StatusError, wide
+from .packets import wide
+from .session import Session, StatusError
 
 PIPELINE_BYTES = 4 << 20
 """Under way at once on one connection, each way. OpenSSH's own window is 2 MiB; more than this
@@ -98,7 +99,7 @@ class SftpFiles(Files):
         found = []
         with self.told(path):
             handle = session.handle(session.send(sftp.OPENDIR, self.path(path)))
-            ahead = FOLDER_READS if session.in_order else 1
+            ahead = FOLDER_READS if session.server.in_order else 1
             requests = deque(session.send(sftp.READDIR, handle) for _ in range(ahead))
             try:
                 while names := session.names(requests.popleft()):
@@ -168,7 +169,7 @@ class SftpFiles(Files):
 
     def _room(self) -> _Room | None:
         session = self._session
-        if b"statvfs@openssh.com" not in session.extensions:
+        if b"statvfs@openssh.com" not in session.server.extensions:
             return None
         request = session.send(sftp.EXTENDED, b"statvfs@openssh.com", self.path(""))
         try:
@@ -203,12 +204,12 @@ class SftpFile(NewFile):
     def _write(self, parts: Sequence[memoryview]) -> None:
         session = self._session
         writes: deque[int] = deque()
-        for offset, buffers in _chunks(parts, session.write_bytes):
+        for offset, buffers in _chunks(parts, session.server.write_bytes):
             if session.unanswered_bytes >= PIPELINE_BYTES:
                 session.succeed(writes.popleft())
             fields = (self._handle, *wide(offset))
             writes.append(session.send(sftp.WRITE, *fields, payload=buffers))
-        if not session.in_order:
+        if not session.server.in_order:
             _succeed_all(session, writes)
         sync = self._send_sync()
         size = session.send(sftp.FSTAT, self._handle)
@@ -217,7 +218,7 @@ class SftpFile(NewFile):
         self.size_bytes = session.attributes(size).size_bytes
 
     def _send_sync(self) -> int | None:
-        if not self._session.can_sync:
+        if not self._session.server.can_sync:
             return None
         return self._session.send(sftp.EXTENDED, b"fsync@openssh.com", self._handle)
 
@@ -230,7 +231,7 @@ class SftpFile(NewFile):
             # What fsync says where the file system has no such thing; else it has failed.
             if error.code not in (sftp.UNSUPPORTED, sftp.BAD_MESSAGE):
                 raise
-            self._session.can_sync = False
+            self._session.server.can_sync = False
 
     def publish(self, path: str, *, replace: bool) -> None:
         with self._files.told(path, self._needed_bytes):
@@ -243,9 +244,9 @@ class SftpFile(NewFile):
         session = self._session
         assert self._temporary is not None, "published twice"
         names = self._temporary, self._files.path(path)
-        if b"posix-rename@openssh.com" in session.extensions:
+        if b"posix-rename@openssh.com" in session.server.extensions:
             rename = session.send(sftp.EXTENDED, b"posix-rename@openssh.com", *names)
-            sync = self._send_sync() if session.in_order else None
+            sync = self._send_sync() if session.server.in_order else None
             session.succeed(rename)
         else:
             sync = None
@@ -264,7 +265,7 @@ class SftpFile(NewFile):
         assert self._temporary is not None, "published twice"
         names = self._temporary, self._files.path(path)
         linked = False
-        if b"hardlink@openssh.com" in session.extensions:
+        if b"hardlink@openssh.com" in session.server.extensions:
             link = session.send(sftp.EXTENDED, b"hardlink@openssh.com", *names)
             # It fails on disks without hard links, for which the rename below is the next best.
             with suppress(StatusError, AccessError, ExistsError):
@@ -312,7 +313,7 @@ def _read(session: Session, handle: bytes, offset: int, length: int | None) -> I
     def ask(end: int) -> None:
         nonlocal ask_from
         while ask_from < min(end, position + PIPELINE_BYTES) and len(asked) < READS_AT_ONCE:
-            count = min(session.read_bytes, end - ask_from)
+            count = min(session.server.read_bytes, end - ask_from)
             request = session.send(sftp.READ, handle, *wide(ask_from), count)
             asked.append((ask_from, count, request))
             ask_from += count
@@ -333,7 +334,7 @@ def _read(session: Session, handle: bytes, offset: int, length: int | None) -> I
         if len(data) < count and position < end:
             # The server gives less at a time than it was asked for: remember that, and go on
             # from where its answer ended.
-            session.read_bytes = len(data)
+            session.server.read_bytes = len(data)
             ask_from = position
 
 

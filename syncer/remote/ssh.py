@@ -17,8 +17,8 @@ from pathlib import Path
 
 from ..errors import HostKeyError, LoginError, OfflineError, SyncerError
 from .base import Data
+from .connection import DroppedError
 from .location import Location
-from .session import DroppedError
 
 BUFFER_BYTES = 1 << 20
 """Asked for in each direction between us and `ssh`; the kernel may give less."""
@@ -91,7 +91,7 @@ class ChildSocket:
         """Wait for the end of the child, for a moment, and return what it said."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(EXIT_SECONDS)
-        with suppress(ValueError):  # closed by another thread
+        with suppress(ValueError, OSError):  # closed by another thread
             end = os.fstat(self._stderr.fileno()).st_size
             start = max(0, end - STDERR_BYTES)
             text = os.pread(self._stderr.fileno(), STDERR_BYTES, start)
@@ -113,12 +113,14 @@ class ChildSocket:
 
 
 class SshStream:
-    """A connection through `ssh`; see `session.Stream`."""
+    """A connection through `ssh`; see `connection.Stream`."""
 
     def __init__(self, location: Location, timeout_seconds: float, ssh_config: Path | None):
         self.name = str(location)
         self._host = location.host
         self._child = ChildSocket(command(location, timeout_seconds, ssh_config))
+        # Another thread receives than sends, and a time limit belongs to a socket object.
+        self._receiver = self._child.socket.dup()
 
     def send(self, buffers: Sequence[Data], limit_seconds: float) -> None:
         connection = self._child.socket
@@ -134,8 +136,8 @@ class SshStream:
                 waiting[first] = waiting[first][sent:]
 
     def receive_into(self, view: memoryview, limit_seconds: float) -> int:
-        self._child.socket.settimeout(limit_seconds)
-        return self._child.socket.recv_into(view)
+        self._receiver.settimeout(limit_seconds)
+        return self._receiver.recv_into(view)
 
     def is_alive(self) -> bool:
         return self._child.is_running()
@@ -145,6 +147,7 @@ class SshStream:
 
     def close(self) -> None:
         self._child.close()
+        self._receiver.close()
 
 
 def explain(messages: str, host: str) -> SyncerError:

@@ -1,0 +1,280 @@
+"""One SFTP connection that several callers share: requests out, answers in.
+
+A transfer spends most of its time on round trips, in which its connection would be idle. So the
+requests of several callers go over one connection as they come, each in the order in which its
+caller sent it, and a thread hands each answer to the caller that it belongs to. Because that
+thread always reads, a server that must get rid of its answers before it takes more requests never
+blocks those who send.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from ..errors import OfflineError, SyncerError
+from . import packets
+from .base import Data
+from .packets import Fields
+
+SLOWEST_BYTES_PER_SECOND = 16 * 1024
+"""What a link must carry, per connection, to count as making progress: bytes that were sent and
+not answered yet extend the time limit at this rate, since nothing shows how far they got."""
+
+EXPECTED_OF_OPENSSH = {b"fsync@openssh.com", b"posix-rename@openssh.com", b"limits@openssh.com"}
+
+
+CLOSE_SECONDS = 5.0
+"""How long the receiving thread may take to end; it finds out why the stream ended first."""
+GREETING = 0
+"""Stands for the number of the first request, which has none."""
+
+Answer = tuple[int, memoryview]
+"""Its kind, and the bytes that follow its number."""
+
+
+class DroppedError(OfflineError):
+    """The connection ended; another one may work at once."""
+
+
+class Stream(Protocol):
+    """A connected byte stream to an SFTP server. One thread sends, another one receives."""
+
+    name: str
+
+    def send(self, buffers: Sequence[Data], limit_seconds: float) -> None:
+        """Send all; raise TimeoutError after `limit_seconds` without progress."""
+
+    def receive_into(self, view: memoryview, limit_seconds: float) -> int:
+        """Receive some bytes; 0 at the end. Raises TimeoutError."""
+
+    def is_alive(self) -> bool:
+        """Whether nothing is known against it; does not ask the server."""
+
+    def ending(self) -> SyncerError:
+        """Why the stream ended, once `receive_into` has given 0 or failed, or `send` has failed."""
+
+    def close(self) -> None:
+        """Close it; wakes the threads that wait in it."""
+
+
+class Server:
+    """What the server at the other end can do."""
+
+    def __init__(self, extensions: frozenset[bytes]) -> None:
+        self.extensions = extensions
+        self.in_order = extensions >= EXPECTED_OF_OPENSSH
+        """Whether it handles one request after the other, as OpenSSH's does. Others that have
+        some of its extensions may not, so all are asked for."""
+        self.can_sync = b"fsync@openssh.com" in extensions
+        """Whether it can sync a file; set to False when it turns out that its disk can't."""
+        self.read_bytes = self.write_bytes = packets.SAFE_CHUNK_BYTES
+        """The most that it takes in one request."""
+
+
+class Inbox:
+    """Where the answers for one caller arrive; guarded by its connection's lock."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self.answers: dict[int, Answer] = {}
+        self.wanted = 0
+        """The request whose answer the caller sleeps for."""
+        self.arrived = threading.Condition(lock)
+        self.unanswered_bytes = 0
+
+
+class Connection:
+    """A connection to an SFTP server. May be used from several threads.
+
+    The constructor waits for the server's greeting, so it raises what connecting can raise; it
+    closes the stream then. After a failure every caller gets that failure, and the connection is
+    of no more use.
+    """
+
+    def __init__(self, stream: Stream, timeout_seconds: float) -> None:
+        self._stream = stream
+        self._timeout_seconds = timeout_seconds
+        self._sending = threading.Lock()
+        """Held while bytes go out; comes before the other lock."""
+        self._lock = threading.Lock()
+        # The lock guards everything below.
+        self._failure: SyncerError | None = None
+        self._outgoing: list[Data] = []
+        self._next_number = 1
+        self._asked: dict[int, tuple[Inbox, int]] = {}
+        """The requests without an answer yet: who waits for it, and their sizes."""
+        self._unanswered_bytes = 0
+        self._progress_at = 0.0
+        self._receiver = threading.Thread(target=self._receive_all, name="syncer-sftp", daemon=True)
+        try:
+            self.server = Server(self._greet())
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        return self._stream.name
+
+    def _greet(self) -> frozenset[bytes]:
+        inbox = self.inbox()
+        self._outgoing.append(struct.pack(">IBI", 5, packets.INIT, 3))
+        self._asked[GREETING] = inbox, 0
+        self._receiver.start()
+        kind, body = self.answer(inbox, GREETING)
+        if kind != packets.VERSION:
+            raise OfflineError(f"{self.name}: the server does not speak SFTP")
+        fields = Fields(body)
+        fields.number()
+        names = []
+        while fields.left:
+            names.append(bytes(fields.string()))
+            fields.string()
+        return frozenset(names)
+
+    def inbox(self) -> Inbox:
+        """For a new caller. Answers that come after it was let go of are lost with it."""
+        return Inbox(self._lock)
+
+    def send(self, inbox: Inbox, kind: int, body: bytes, payload: Sequence[Data]) -> int:
+        """Queue a request and return its number; see `Session.send`."""
+        size_bytes = len(body) + sum(len(part) for part in payload)
+        with self._lock:
+            number = self._next_number
+            self._next_number = number % 0xFFFFFFFF + 1
+            self._outgoing.append(struct.pack(">IBI", 5 + size_bytes, kind, number) + body)
+            self._outgoing.extend(payload)
+            self._asked[number] = inbox, size_bytes
+            self._unanswered_bytes += size_bytes
+            inbox.unanswered_bytes += size_bytes
+        return number
+
+    def flush(self) -> None:
+        """Put what is queued on its way; what another thread is sending already, it does."""
+        with self._lock:
+            self._raise_failure()
+            if not self._outgoing:
+                return
+        with self._sending:
+            with self._lock:
+                outgoing, self._outgoing = self._outgoing, []
+                limit_seconds = self._limit_seconds()
+            if not outgoing:
+                return
+            try:
+                self._stream.send(outgoing, limit_seconds)
+            except TimeoutError:
+                self.fail(self._stuck(limit_seconds))
+            except OSError:
+                self.fail(self._stream.ending())
+
+    def answer(self, inbox: Inbox, request: int, limit_seconds: float | None = None) -> Answer:
+        """Wait for the answer to one of this caller's requests.
+
+        Raises OfflineError: nothing came from the server for too long, or the connection ended.
+        """
+        self.flush()
+        began = time.monotonic()
+        with self._lock:
+            inbox.wanted = request
+            while request not in inbox.answers:
+                self._raise_failure()
+                patience_seconds = limit_seconds or self._limit_seconds()
+                due = max(began, self._progress_at) + patience_seconds
+                remaining_seconds = due - time.monotonic()
+                if remaining_seconds > 0:
+                    inbox.arrived.wait(remaining_seconds)
+                else:
+                    self._set_failure(self._stuck(patience_seconds))
+            return inbox.answers.pop(request)
+
+    def _receive_all(self) -> None:
+        """The thread that receives, until the connection ends."""
+        try:
+            kind, packet = self._receive_packet()
+            self._deliver(GREETING, kind, packet)
+            while True:
+                kind, packet = self._receive_packet()
+                self._deliver(int.from_bytes(packet[:4], "big"), kind, packet[4:])
+        except SyncerError as error:
+            self.fail(error)
+
+    def _deliver(self, number: int, kind: int, body: memoryview) -> None:
+        with self._lock:
+            if number not in self._asked:
+                raise self.garbled()
+            inbox, size_bytes = self._asked.pop(number)
+            self._unanswered_bytes -= size_bytes
+            inbox.unanswered_bytes -= size_bytes
+            inbox.answers[number] = kind, body
+            if inbox.wanted == number:
+                inbox.arrived.notify()
+
+    def _receive_packet(self) -> Answer:
+        head = self._receive(5)
+        length = int.from_bytes(head[:4], "big")
+        if not 5 <= length <= packets.LARGEST_PACKET_BYTES:
+            raise self.garbled()
+        return head[4], self._receive(length - 1)
+
+    def _receive(self, length: int) -> memoryview:
+        whole = memoryview(bytearray(length))
+        missing = whole
+        while missing:
+            try:
+                count = self._stream.receive_into(missing, self._timeout_seconds)
+            except TimeoutError:
+                continue  # who waits for an answer knows how long that may take
+            except OSError as error:
+                raise self._stream.ending() from error
+            if not count:
+                raise self._stream.ending()
+            self._progress_at = time.monotonic()
+            missing = missing[count:]
+        return whole
+
+    def _limit_seconds(self) -> float:
+        return self._timeout_seconds + self._unanswered_bytes / SLOWEST_BYTES_PER_SECOND
+
+    def _stuck(self, limit_seconds: float) -> OfflineError:
+        return OfflineError(f"{self.name} made no progress for {limit_seconds:.0f} s")
+
+    def garbled(self) -> OfflineError:
+        """The error for an answer that makes no sense."""
+        return OfflineError(
+            f"{self.name}: the server's answer is not SFTP: does a login script print something?"
+        )
+
+    def fail(self, error: SyncerError) -> None:
+        """Let all calls fail by the first such error, those under way and those to come."""
+        with self._lock:
+            self._set_failure(error)
+
+    def _set_failure(self, error: SyncerError) -> None:
+        if self._failure is None:
+            self._failure = error
+        for inbox, _ in self._asked.values():
+            inbox.arrived.notify()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            # Their own copy: tracebacks of several threads must not mix.
+            raise type(self._failure)(str(self._failure))
+
+    def ping(self, limit_seconds: float) -> None:
+        """Make sure that the server still answers, after a time in which nobody asked it."""
+        inbox = self.inbox()
+        request = self.send(inbox, packets.REALPATH, packets.pack(b"."), ())
+        self.answer(inbox, request, limit_seconds)
+
+    def is_alive(self) -> bool:
+        return self._failure is None and self._stream.is_alive()
+
+    def close(self) -> None:
+        """Close it, under the hands of those who wait for answers as well."""
+        self._stream.close()
+        self.fail(DroppedError(f"the connection to {self.name} was closed"))
+        self._receiver.join(CLOSE_SECONDS)

@@ -1,0 +1,105 @@
+"""Several callers on one connection: what each may expect of the others."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from syncer.errors import MissingError, OfflineError, TemporaryError
+from syncer.remote import Location, Remote
+from syncer.remote import packets as sftp
+from syncer.remote.connection import DroppedError
+from syncer.remote.server import SftpRemote
+from syncer.remote.session import Session, open_connection
+from tests.odd_sftp import OddServer
+
+CALLERS = 6
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[OddServer]:
+    server = OddServer(tmp_path)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def remote(server: OddServer) -> Iterator[Remote]:
+    """A remote with a single connection, so that all callers share it."""
+    remote = SftpRemote(Location("repository", "odd"), server.connect, 1, 5.0)
+    remote.make_folders()
+    yield remote
+    remote.close()
+
+
+def test_calls_at_once_go_over_one_connection(server: OddServer, remote: Remote) -> None:
+    contents = {f"machines/{number}": os.urandom(100_000) for number in range(30)}
+    with ThreadPoolExecutor(CALLERS) as threads:
+        list(threads.map(remote.put, contents, contents.values()))
+        assert list(threads.map(remote.get, contents)) == list(contents.values())
+    assert server.connections == 1
+
+
+def test_a_put_that_fails_harms_no_other(server: OddServer, remote: Remote) -> None:
+    server.statuses[sftp.WRITE] = [sftp.OK] * 10 + [sftp.FAILURE]
+    contents = {f"machines/{number}": os.urandom(100_000) for number in range(CALLERS)}
+
+    def is_stored(key: str) -> bool:
+        try:
+            remote.put(key, contents[key])
+        except TemporaryError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(CALLERS) as threads:
+        stored = dict(zip(contents, threads.map(is_stored, contents), strict=True))
+    assert list(stored.values()).count(False) == 1
+    for key, content in contents.items():
+        if stored[key]:
+            assert remote.get(key) == content
+        else:
+            with pytest.raises(MissingError):
+                remote.get(key)
+    assert server.connections == 1
+
+
+def test_each_object_is_written_and_confirmed_before_it_gets_its_name(
+    server: OddServer, remote: Remote
+) -> None:
+    with ThreadPoolExecutor(CALLERS) as threads:
+        list(threads.map(lambda n: remote.put(f"machines/{n}", bytes(100_000)), range(20)))
+    steps: dict[str, list[int]] = {}
+    for kind, path in server.steps:
+        steps.setdefault(path, []).append(kind)
+    uploads = [kinds for path, kinds in steps.items() if "/tmp/" in path]
+    assert len(uploads) == 20
+    in_turn = [sftp.OPEN, *[sftp.WRITE] * 4, sftp.FSTAT, sftp.RENAME]
+    # Nobody waits for the CLOSE that follows.
+    assert [kinds[: len(in_turn)] for kinds in uploads] == [in_turn] * 20
+
+
+def test_a_connection_that_ends_fails_all_who_wait_on_it(server: OddServer) -> None:
+    connection = open_connection(server.connect(), 5.0)
+    server.is_silent = True
+
+    def wait_for_answer() -> None:
+        session = Session(connection)
+        with pytest.raises(DroppedError):
+            session.succeed(session.send(sftp.REMOVE, b"x"))
+
+    threads = [threading.Thread(target=wait_for_answer) for _ in range(CALLERS)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    connection.close()
+    for thread in threads:
+        thread.join(2)
+        assert not thread.is_alive()
+    with pytest.raises(OfflineError):
+        Session(connection).flush()
