@@ -18,6 +18,9 @@ Figures = dict[str, dict[str, list[float]]]
 """By row, then by column: one figure for each round."""
 
 
+QUIET_LOAD = 0.5
+
+
 @dataclass
 class Results:
     """What a run has measured. A column is a system's name, ``scp`` or ``raw TCP``."""
@@ -26,6 +29,8 @@ class Results:
     rows: Sequence[Row]
     figures: Figures = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    load_before: float = field(default_factory=lambda: os.getloadavg()[0])
+    """What else the machine was busy with."""
 
     def add(self, key: str, column: str, value: float) -> None:
         """Note a figure; what is no row of this table is dropped."""
@@ -132,6 +137,7 @@ def as_json(results: Results) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(),
         "link": results.link,
+        "load_before": results.load_before,
         "rows": [
             {
                 "key": row.key,
@@ -162,6 +168,16 @@ def machine() -> str:
     )
 
 
+def quiet(load: float) -> str:
+    """Whether the figures can be trusted."""
+    if load < QUIET_LOAD:
+        return "The machine did nothing else."
+    return (
+        f"The machine was busy with other things as well (load average {load:.1f} before the run):"
+        " take the figures as an order of magnitude."
+    )
+
+
 def write_page(page: Path, results: Results, versions: Sequence[str], rounds: int) -> None:
     """Replace a link's part of the page, between its two marks."""
     marks = re.compile(
@@ -173,6 +189,6 @@ def write_page(page: Path, results: Results, versions: Sequence[str], rounds: in
     how = f"the median of {rounds} rounds" if rounds > 1 else "one round"
     part = (
         f"\nMeasured on {time.strftime('%Y-%m-%d')}, {how}: {machine()};\n"
-        f"{', '.join(versions)}.\n\n{as_markdown(table(results))}\n\n"
+        f"{', '.join(versions)}. {quiet(results.load_before)}\n\n{as_markdown(table(results))}\n\n"
     )
     page.write_text(marks.sub(lambda _: part, text), encoding="utf-8")
