@@ -11,6 +11,7 @@ Epochs here are closed ones: what is asked about the open epoch may have another
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import NamedTuple
 
 from syncer.codec import HOLE, split_ids
@@ -32,8 +33,10 @@ WITH entry(name, node) AS (
   SELECT name, node FROM name_past
   WHERE parent = ?1 AND name > ?2 AND born <= ?3 AND died > ?3
   ORDER BY 1 LIMIT ?4)
-SELECT entry.name, entry.node, node.*
+SELECT entry.name, node.*, past.*
 FROM entry LEFT JOIN node ON node.id = entry.node AND node.born <= ?3
+LEFT JOIN node_past AS past
+  ON node.id IS NULL AND past.id = entry.node AND past.died > ?3 AND past.born <= ?3
 """
 _XATTRS = """
 SELECT name, value FROM xattr WHERE node = ?1 AND born <= ?2
@@ -126,14 +129,14 @@ class History:
         self, parent: int, after: bytes, limit: int, epoch: int
     ) -> list[tuple[bytes, Node]]:
         """Up to `limit` entries of a directory in the order of their names, from after `after`."""
-        with self._db.lock:
-            found = []
-            for name, number, *row in self._db.query(_ENTRIES, (parent, after, epoch, limit)):
-                # Without a row in the present, the node is in the past.
-                node = Node(*row) if row[0] is not None else self.node(number, epoch)
-                assert node is not None, "a name of then leads to no node of then"
-                found.append((name, node))
-            return found
+        rows = self._db.query(_ENTRIES, (parent, after, epoch, limit))
+        # They come in order, though SQL does not promise it after a join, and would sort anew.
+        rows.sort(key=itemgetter(0))
+        # Of a node without a row in the present, the past's counts; its third column is died.
+        return [
+            (row[0], Node(*row[1:14]) if row[1] is not None else Node(*row[14:16], *row[17:]))
+            for row in rows
+        ]
 
     def walk(self, parent: int, epoch: int) -> Iterator[tuple[bytes, Node]]:
         """All entries of a directory, a few at a time."""
