@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from syncer.blocks.fetch import block_key
+from syncer.codec import BLOCK_BYTES
+from syncer.errors import LocalFullError, OfflineError
+from syncer.vfs.openfile import MAX_BUFFERED_BYTES, OpenFile
+from tests.vfs_rig import INLINE_BYTES, ME, VfsRig, fast_folder
+
+
+def noise(size_bytes: int, seed: int = 0) -> bytes:
+    return random.Random(seed).randbytes(size_bytes)
+
+
+@pytest.fixture
+def rig() -> Iterator[VfsRig]:
+    with fast_folder() as folder:
+        rig = VfsRig(folder, limit_bytes=40_000_000, timeout_seconds=0.1)
+        yield rig
+        rig.close()
+
+
+def opened(rig: VfsRig, content: bytes = b"") -> int:
+    """A handle of /file, which holds sealed content."""
+    rig.make(b"/file", content)
+    rig.round(seal=True)
+    return rig.vfs.open(b"/file", os.O_RDWR)
+
+
+def write(rig: VfsRig, handle: int, data: bytes, offset: int = 0) -> None:
+    rig.vfs.write(handle, memoryview(data), offset)
+
+
+@contextlib.contextmanager
+def no_room(rig: VfsRig) -> Iterator[None]:
+    """All room is taken, for a while."""
+    taken = 0
+    while rig.cache.budget.try_reserve(4096):
+        taken += 4096
+    yield
+    rig.cache.budget.cancel(taken)
+
+
+# Reading and writing
+
+
+def test_a_tiny_file_needs_no_block_and_a_longer_one_does(rig: VfsRig) -> None:
+    handle = opened(rig, b"x" * INLINE_BYTES)
+    assert not rig.files()
+    write(rig, handle, b"y", INLINE_BYTES)
+    rig.round(seal=True)
+    assert len(rig.files()) == 1
+    assert rig.blocks.usage().inline_bytes == INLINE_BYTES, "the past still has the tiny one"
+    rig.vfs.truncate(handle, 10)
+    assert rig.read(handle) == b"x" * 10
+    assert rig.contents.inline(rig.vfs.getattr(handle).id) == b"x" * 10
+
+
+def test_tiny_files_become_blocks_when_there_are_too_many() -> None:
+    with fast_folder() as folder:
+        rig = VfsRig(folder, inline_total_bytes=10_000)
+        for number in range(5):
+            rig.make(b"/%d" % number, noise(INLINE_BYTES, number))
+        assert rig.blocks.usage().inline_bytes == 2 * INLINE_BYTES
+        assert len(rig.files()) == 3
+        assert all(rig.read(b"/%d" % n) == noise(INLINE_BYTES, n) for n in range(5))
+        rig.close()
+
+
+def test_writing_a_whole_block_fetches_nothing_of_what_it_replaces(rig: VfsRig) -> None:
+    handle = opened(rig, noise(2 * BLOCK_BYTES))
+    rig.upload_all()
+    rig.evict_all()
+    write(rig, handle, noise(BLOCK_BYTES, 1), BLOCK_BYTES)
+    rig.round(seal=True)
+    assert not rig.remote.calls["get"]
+    assert rig.read(handle) == noise(2 * BLOCK_BYTES)[:BLOCK_BYTES] + noise(BLOCK_BYTES, 1)
+
+
+def test_writing_all_of_a_block_in_parts_fetches_nothing(rig: VfsRig) -> None:
+    handle = opened(rig, noise(BLOCK_BYTES))
+    rig.upload_all()
+    rig.evict_all()
+    for start in range(0, BLOCK_BYTES, 131072):
+        write(rig, handle, noise(131072, start), start)
+    rig.round(seal=True)
+    assert not rig.remote.calls["get"]
+
+
+@pytest.mark.expects_warnings
+def test_a_part_of_a_block_that_is_away_can_be_written_and_synced(rig: VfsRig) -> None:
+    content = noise(2 * BLOCK_BYTES)
+    handle = opened(rig, content)
+    rig.upload_all()
+    rig.evict_all()
+    rig.remote.go_offline()
+    write(rig, handle, b"new", 100)
+    with pytest.raises(OfflineError):
+        rig.read(handle, 50, 0)
+    rig.vfs.files.fsync(handle, rig.db.sync)
+    rig.round(seal=True)
+    assert rig.read(handle, 3, 100) == b"new"
+    rig.reopen()
+    rig.remote.go_online()
+    rig.remote.check()
+    assert rig.read(b"/file") == content[:100] + b"new" + content[103:]
+
+
+def test_zeros_take_no_room(rig: VfsRig) -> None:
+    handle = opened(rig, noise(BLOCK_BYTES))
+    write(rig, handle, bytes(BLOCK_BYTES), 0)
+    write(rig, handle, b"end", 5 * BLOCK_BYTES)
+    rig.round(seal=True)
+    rig.round()
+    assert len(rig.contents.ids(rig.vfs.getattr(handle).id)) == 1
+    assert rig.read(handle) == bytes(5 * BLOCK_BYTES) + b"end"
+
+
+def test_buffers_of_all_files_together_are_bounded(rig: VfsRig) -> None:
+    for number in range(MAX_BUFFERED_BYTES // BLOCK_BYTES + 4):
+        handle = rig.vfs.create(b"/%d" % number, 0o644, 0, ME)
+        write(rig, handle, noise(BLOCK_BYTES - 1, number), 0)
+    assert rig.vfs.files._shared.buffered_bytes <= MAX_BUFFERED_BYTES + BLOCK_BYTES
+
+
+def test_each_descriptor_reads_what_another_has_just_written(rig: VfsRig) -> None:
+    one = opened(rig, noise(10_000))
+    two = rig.vfs.open(b"/file", os.O_RDONLY)
+    write(rig, one, b"new", 9_999)
+    assert rig.read(two, 10, 9_998) == noise(10_000)[9_998:9_999] + b"new"
+    assert rig.vfs.getattr(b"/file").size == 10_002
+
+
+# A crash
+
+
+def test_what_was_closed_survives_a_kill(rig: VfsRig) -> None:
+    rig.make(b"/file", noise(3 * BLOCK_BYTES + 9))
+    rig.reopen()
+    assert rig.read(b"/file") == noise(3 * BLOCK_BYTES + 9)
+
+
+def test_the_size_after_a_kill_never_covers_what_was_not_sealed(rig: VfsRig) -> None:
+    """Blocks behind a hole of unsealed bytes don't make the file longer."""
+    handle = opened(rig)
+    write(rig, handle, noise(BLOCK_BYTES - 1), 1)
+    write(rig, handle, noise(BLOCK_BYTES, 1), 2 * BLOCK_BYTES)
+    rig.reopen()
+    content = rig.read(b"/file")
+    want = b"\0" + noise(BLOCK_BYTES - 1) + bytes(BLOCK_BYTES) + noise(BLOCK_BYTES, 1)
+    assert content == want[: len(content)]
+
+
+def test_small_synced_changes_survive_a_kill_without_a_new_block(rig: VfsRig) -> None:
+    content = bytearray(noise(900_000))
+    handle = opened(rig, content)
+    before = rig.files().keys()
+    for number in range(50):
+        change = noise(128, number)
+        content[number * 17_000 : number * 17_000 + 128] = change
+        write(rig, handle, change, number * 17_000)
+        rig.vfs.files.fsync(handle, rig.db.sync)
+    assert rig.files().keys() == before
+    for _ in range(2):
+        rig.reopen()
+        assert rig.read(b"/file") == content
+    rig.round(seal=True)
+    assert len(rig.files()) == 2, "the present and the past"
+    rig.reopen()
+    assert rig.read(b"/file") == content
+    assert not rig.contents.patched_nodes()
+
+
+def test_small_synced_appends_survive_a_kill(rig: VfsRig) -> None:
+    content = noise(100_000)
+    handle = opened(rig, content)
+    for number in range(20):
+        write(rig, handle, b"%05d\n" % number, len(content))
+        content += b"%05d\n" % number
+        rig.vfs.files.fsync(handle, rig.db.sync)
+    size = rig.vfs.getattr(b"/file").size
+    rig.reopen()
+    assert rig.vfs.getattr(b"/file").size == size == len(content)
+    assert rig.read(b"/file") == content
+
+
+def test_truncating_after_small_synced_changes_brings_nothing_back(rig: VfsRig) -> None:
+    content = noise(900_000)
+    handle = opened(rig, content)
+    write(rig, handle, b"changed", 800_000)
+    rig.vfs.files.fsync(handle, rig.db.sync)
+    rig.vfs.truncate(handle, 1000)
+    rig.reopen()
+    rig.vfs.truncate(b"/file", 900_000)
+    assert rig.read(b"/file") == content[:1000] + bytes(899_000)
+
+
+def test_a_kill_amid_truncating_does_not_bring_small_changes_back(
+    rig: VfsRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = noise(900_000)
+    handle = opened(rig, content)
+    write(rig, handle, b"changed", 800_000)
+    rig.vfs.files.fsync(handle, rig.db.sync)
+    # What follows the cut does not happen any more.
+    monkeypatch.setattr(OpenFile, "flush", lambda self, seal=False: None)
+    rig.vfs.truncate(handle, 10_000)
+    monkeypatch.undo()
+    rig.reopen()
+    assert rig.read(b"/file") == content[:10_000]
+
+
+def test_a_file_removed_after_small_synced_changes_stays_removed(rig: VfsRig) -> None:
+    handle = opened(rig, noise(900_000))
+    write(rig, handle, b"changed", 800_000)
+    rig.vfs.files.fsync(handle, rig.db.sync)
+    rig.vfs.release(handle)
+    rig.vfs.unlink(b"/file")
+    rig.round(seal=True)
+    rig.reopen()
+    assert rig.list(b"/") == []
+    assert rig.vfs.files.unsaved_count() == 0
+
+
+# No room
+
+
+def test_a_write_that_finds_no_room_leaves_the_file_as_it_was(rig: VfsRig) -> None:
+    content = noise(BLOCK_BYTES)
+    handle = opened(rig, content)
+    with no_room(rig):
+        for place in (0, BLOCK_BYTES):
+            with pytest.raises(LocalFullError):
+                write(rig, handle, noise(BLOCK_BYTES, 1), place)
+    assert rig.vfs.getattr(handle).size == BLOCK_BYTES
+    assert rig.read(handle) == content
+
+
+def test_a_file_that_finds_no_room_when_it_is_closed_is_saved_later(rig: VfsRig) -> None:
+    handle = opened(rig)
+    write(rig, handle, noise(100_000))
+    with no_room(rig), pytest.raises(LocalFullError):
+        rig.vfs.files.flush(handle)
+    rig.vfs.release(handle)
+    rig.round(seal=True)
+    rig.reopen()
+    assert rig.read(b"/file") == noise(100_000)
+
+
+@pytest.mark.parametrize("size", [BLOCK_BYTES + 5, 5000])
+def test_a_truncate_that_finds_no_room_changes_nothing(rig: VfsRig, size: int) -> None:
+    content = noise(3 * BLOCK_BYTES)
+    handle = opened(rig, content)
+    with no_room(rig), pytest.raises(LocalFullError):
+        rig.vfs.truncate(handle, size)
+    assert rig.read(handle) == content
+    rig.round(seal=True)
+    rig.reopen()
+    assert rig.read(b"/file") == content
+    rig.vfs.truncate(b"/file", size)
+    rig.vfs.truncate(b"/file", 3 * BLOCK_BYTES)
+    assert rig.read(b"/file") == content[:size] + bytes(3 * BLOCK_BYTES - size)
+
+
+def test_a_damaged_copy_on_the_remote_names_the_file(rig: VfsRig) -> None:
+    handle = opened(rig, noise(100_000))
+    (block_id,) = rig.files()
+    rig.upload_all()
+    rig.evict_all()
+    rig.remote.damage(block_key(block_id), b"nonsense")
+    with pytest.raises(Exception, match="/file: "):
+        rig.read(handle)
