@@ -43,6 +43,8 @@ class OddServer:
         """The kinds of those that succeeded, with the file that each was about."""
         self.is_silent = False
         """Whether it answers nothing any more."""
+        self.hangs_up_at = 0
+        """The kind of request at which it ends the connection, once."""
         self._threads: list[threading.Thread] = []
         self._ends: list[socket.socket] = []
 
@@ -142,6 +144,9 @@ class _Connection:
         self._server.requests.append(kind)
         if self._server.is_silent:
             return
+        if kind == self._server.hangs_up_at:
+            self._server.hangs_up_at = 0
+            raise EOFError
         told = self._server.statuses.get(kind)
         status = told.pop(0) if told else sftp.OK
         if status:

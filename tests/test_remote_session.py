@@ -131,9 +131,12 @@ def test_a_lost_connection_is_replaced_unless_that_could_do_harm(
     server: OddServer, remote: Remote
 ) -> None:
     remote.put("syncer.json", b"{}")
-    server.close()
+    server.hangs_up_at = sftp.READ
     assert remote.get("syncer.json") == b"{}"
-    server.close()
+    server.hangs_up_at = sftp.WRITE
+    remote.put("syncer.json", b"[]")
+    assert remote.get("syncer.json") == b"[]"
+    server.hangs_up_at = sftp.WRITE
     with pytest.raises(OfflineError):
         remote.create("writers/000001", b"x")
 
