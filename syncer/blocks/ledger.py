@@ -39,6 +39,7 @@ from dataclasses import dataclass
 from syncer.blocks.budget import disk_bytes
 from syncer.blocks.cache import Cache
 from syncer.metadata.db import Database
+from syncer.metadata.undo import Undo
 
 
 @dataclass
@@ -73,6 +74,7 @@ class Ledger:
 
     def __init__(self, db: Database, cache: Cache) -> None:
         self.cache = cache
+        self.undo = Undo(db)
         self._db = db
         self._lock = threading.Lock()
         self._removed = threading.Condition(self._lock)
@@ -159,7 +161,6 @@ class Ledger:
         A held block that the remote lacks becomes dirty. One that is neither held nor local is
         on the remote, and needs nothing; no more does HOLE.
         """
-        blocks, disk, dirty = 0, 0, 0
         for block_id in block_ids:
             row = self._db.query_one("SELECT dirty FROM block WHERE id = ?", (block_id,))
             if row is not None:
@@ -170,16 +171,16 @@ class Ledger:
                 hold = self._holds.get(block_id)
                 if hold is None or not hold.stored:
                     continue
-                size_bytes, synced = hold.size_bytes, int(hold.synced)
-            self._db.execute(
-                "INSERT INTO block VALUES(?, ?, ?, 1, ?, 0)",
-                (block_id, size_bytes, self._next_dirty, synced),
-            )
-            self._next_dirty += 1
-            blocks += 1
-            disk += disk_bytes(size_bytes)
-            dirty += size_bytes
-        self._account(blocks, disk, blocks, dirty)
+                size_bytes, synced = hold.size_bytes, hold.synced
+            self._add_dirty(block_id, size_bytes, synced=synced)
+
+    def _add_dirty(self, block_id: bytes, size_bytes: int, *, synced: bool) -> None:
+        self._db.execute(
+            "INSERT INTO block VALUES(?, ?, ?, 1, ?, 0)",
+            (block_id, size_bytes, self._next_dirty, int(synced)),
+        )
+        self._next_dirty += 1
+        self._account(1, disk_bytes(size_bytes), 1, size_bytes)
 
     def unname(self, block_ids: Iterable[bytes]) -> None:
         """Content that never became history names these once less. In the caller's transaction.
@@ -209,6 +210,12 @@ class Ledger:
             disk += disk_bytes(size_bytes)
             dirty += size_bytes
         self._account(-blocks, -disk, -blocks, -dirty)
+
+    def give_up(self, block_ids: Iterable[bytes]) -> None:
+        """Drop dirty blocks that were lost, and that nothing names. In the caller's transaction."""
+        for block_id in block_ids:
+            self._db.execute("UPDATE block SET refs = 1 WHERE id = ?", (block_id,))
+            self.unname([block_id])
 
     # Clean and dirty ------------------------------------------------------------------------
 
@@ -287,14 +294,17 @@ class Ledger:
                     for block_id in wanted
                     if (hold := self._holds.get(block_id)) and hold.stored and not hold.synced
                 ]
+        if not rows and not held:
+            return
         there = set(self.cache.sync({block_id for block_id, _ in [*rows, *held]}))
         self._mark_synced(
             [row for row in rows if row[0] in there], [hold for key, hold in held if key in there]
         )
 
     def sync_all(self) -> None:
-        """As `sync`, for all blocks."""
+        """As `sync`, for all blocks: ends a turn, see `undo`."""
         with self._db.lock:
+            turn = self.undo.end_turn()
             rows = [
                 (row[0], row[1])
                 for row in self._db.query("SELECT id, dirty FROM block WHERE synced = 0")
@@ -303,7 +313,9 @@ class Ledger:
                 held = [hold for hold in self._holds.values() if hold.stored and not hold.synced]
         if rows or held:
             self.cache.sync_all()
+        with self._db.transaction():
             self._mark_synced(rows, held)
+            self.undo.drop(turn)
 
     def _mark_synced(self, rows: Sequence[tuple[bytes, int | None]], held: Iterable[Hold]) -> None:
         with self._lock:
@@ -366,11 +378,15 @@ class Ledger:
 
         Not to be called inside a transaction.
         """
-        with self._lock:
-            dropped = list(self._doomed)
+        dropped = self.dropped()
         if dropped:
             self.sync_all()
             self._unlink(dropped)
+
+    def dropped(self) -> list[bytes]:
+        """Blocks whose files wait for their removal."""
+        with self._lock:
+            return list(self._doomed)
 
     def _unlink(self, block_ids: Sequence[bytes]) -> int:
         """Steps 3 to 5; returns how many bytes were freed."""

@@ -326,6 +326,28 @@ class Blocks(Ledger):
             if not budget.try_reserve(size_bytes):
                 raise LocalFullError("no room for fetched blocks")
 
+    # After a power cut ---------------------------------------------------------------------------
+
+    def damaged_unsynced(self) -> set[bytes]:
+        """The blocks that the remote lacks, and whose files were not synced and are not whole."""
+        rows = self._db.query("SELECT id FROM block WHERE synced = 0 AND dirty IS NOT NULL")
+        return {row[0] for row in rows if self._read_whole(row[0]) is None}
+
+    def _read_whole(self, block_id: bytes) -> bytes | None:
+        content = self._read_file(block_id)
+        return content if content is not None and self._matches(block_id, content) else None
+
+    def take_back(self, block_ids: Iterable[bytes]) -> None:
+        """Content names these again: those that have a file but no row get one, and are dirty.
+
+        At the start, in the caller's transaction. One without a file is on the remote.
+        """
+        for block_id in set(block_ids) - self._with_rows(block_ids):
+            content = self._read_whole(block_id)
+            if content is not None:
+                self.cache.budget.adopt(disk_bytes(len(content)))
+                self._add_dirty(block_id, len(content), synced=False)
+
 
 def _batches(block_ids: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
     iterator = iter(block_ids)

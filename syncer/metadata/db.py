@@ -127,6 +127,27 @@ CREATE TABLE patch(            -- small fsynced writes that are not yet folded i
   PRIMARY KEY(node, seq)
 ) WITHOUT ROWID;
 
+-- How files were before changes that a power cut may still take: see `undo`. Emptied by each
+-- sync of all blocks, so they hold what changed within seconds.
+
+CREATE TABLE undo_file(
+  node INTEGER NOT NULL,
+  turn INTEGER NOT NULL,       -- the time between two syncs in which it changed first
+  size INTEGER NOT NULL,       -- as in the node's row before that
+  mtime_ns INTEGER NOT NULL,
+  PRIMARY KEY(node, turn)
+) WITHOUT ROWID;
+CREATE TABLE undo_run(
+  node INTEGER NOT NULL, turn INTEGER NOT NULL, run INTEGER NOT NULL,
+  data BLOB,                   -- of table content; NULL: it had no such row
+  PRIMARY KEY(node, turn, run)
+) WITHOUT ROWID;
+CREATE TABLE undo_patch(       -- all patches that it had
+  node INTEGER NOT NULL, turn INTEGER NOT NULL, seq INTEGER NOT NULL,
+  offset INTEGER NOT NULL, data BLOB NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+  PRIMARY KEY(node, turn, seq)
+) WITHOUT ROWID;
+
 CREATE TABLE orphan(           -- files without a name that were open; removed at the next start
   node INTEGER PRIMARY KEY,
   parent INTEGER,              -- where its name was, while the removal is provisional (the first
@@ -228,7 +249,8 @@ class Database:
         self._wal_fd = os.open(f"{path}-wal", os.O_RDWR | os.O_CLOEXEC)
         if is_new:
             self.sync()
-            _sync_folder(path.parent)
+        # SQLite makes a new WAL after each clean end; `sync` counts on its name as well.
+        _sync_folder(path.parent)
 
     def _check_version(self) -> None:
         version = self.get_meta("schema_version")

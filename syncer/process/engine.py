@@ -33,6 +33,7 @@ from syncer.metadata.tree import ROOT, Node, Tree
 from syncer.mount import Operations
 from syncer.process.committer import Committer
 from syncer.process.folder import DataFolder, remote_of
+from syncer.process.recovery import recover
 from syncer.process.timemachine import TimeMachine
 from syncer.transfer.threads import Transfer
 from syncer.vfs.caller import Caller
@@ -144,15 +145,17 @@ class Engine:
 
     def start(self) -> None:
         """Repair what an unclean end left behind, and start the threads. Not before a fork."""
-        was_unclean = bool(self._db.get_meta("boot", ""))
-        self._db.set_meta("boot", _BOOT_ID.read_text().strip())
+        last_boot, boot = self._db.get_meta("boot", ""), _BOOT_ID.read_text().strip()
+        if last_boot:
+            recover(self._db, self._blocks, self._tree, power_was_cut=last_boot != boot)
+        self._db.set_meta("boot", boot)
         self.vfs.hidden.recover()
         self.vfs.files.adopt()
         self._transfer.start()
         self._committer.start()
         self._loop.start()
         self._started = True
-        if was_unclean:
+        if last_boot:
             threading.Thread(target=self._sweep, name="syncer-sweep", daemon=True).start()
 
     def started(self) -> None:

@@ -195,7 +195,9 @@ class Vfs:
         with self._tree.transaction():
             parent, name = self._free_place(path)
             gid, mode = self._owner(parent, caller, mode)
-            return self._tree.create(parent, name, mode, caller.uid, gid, rdev=rdev)
+            node = self._tree.create(parent, name, mode, caller.uid, gid, rdev=rdev)
+            self._blocks.undo.note_new(node.id)
+            return node
 
     def mkdir(self, path: bytes, mode: int, caller: Caller) -> None:
         self._begin_change()
@@ -277,6 +279,8 @@ class Vfs:
             return
         if self.read_only is not None:
             raise _error(errno.EROFS)
+        if not flags:
+            self.hidden.before_rename(self._parent(old), self._parent(new))
         with self.files.lock, self._tree.transaction():
             # In the same transaction as the rename whose first half it is.
             self.hidden.settle()

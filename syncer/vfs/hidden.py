@@ -63,6 +63,32 @@ class HiddenFiles:
         if self._provisional:
             self._settle(threading.get_ident(), None)
 
+    def before_rename(self, old: tuple[Node, bytes], new: tuple[Node, bytes]) -> None:
+        """A file that is about to replace another one is whole on the disk first.
+
+        Else a power cut after the rename could cost both.
+        """
+        with self._files.lock, self._tree.transaction():
+            number = self._tree.lookup(old[0].id, old[1])
+            node = None if number is None else self._tree.node(number)
+            replaces = self._await_rename() or self._tree.lookup(new[0].id, new[1]) is not None
+            if node is None or not node.is_file or not replaces:
+                return
+            handle = self._files.open(node)
+        try:
+            self._files.fsync(handle, lambda: None)
+        finally:
+            nameless = self._files.release(handle)
+            if nameless is not None:
+                self.closed(nameless)
+
+    def _await_rename(self) -> bool:
+        """Whether this thread hid a file just now, for a rename. It may take its time then."""
+        _, timer = self._provisional.get(threading.get_ident(), (None, None))
+        if timer is not None:
+            timer.cancel()
+        return timer is not None
+
     def stop(self) -> None:
         """The file system ends: no call follows any more, and all that was hidden is final."""
         for thread in list(self._provisional):

@@ -58,7 +58,6 @@ class OpenFile:
         self._buffers: dict[int, Buffer] = {}
         self._runs: dict[int, bytes] = {}
         self._inline = self._load_inline(node)
-        self._unsynced: set[bytes] = set()
         self._log = PatchLog()
         #: Patches of an earlier process that are not laid over the blocks yet.
         self._found: list[tuple[int, bytes]] = []
@@ -340,6 +339,7 @@ class OpenFile:
         """Commit the bytes of a tiny file, zeros behind `data`, in place of all its blocks."""
         data += bytes(size - len(data))
         with self._tree.transaction():
+            self._blocks.undo.keep_blocks(self.node_id)
             if self._save(size):
                 self._blocks.unname(self._contents.set_inline(self.node_id, data))
                 self._contents.drop_patches(self.node_id)
@@ -379,6 +379,9 @@ class OpenFile:
         """
         try:
             with self._tree.transaction():
+                runs = {index // RUN_BLOCKS for index in blocks}
+                cut_run = None if cut is None else cut // RUN_BLOCKS
+                self._blocks.undo.keep(self.node_id, runs, cut_run)
                 if not self._save(size):
                     return
                 dropped = []
@@ -388,10 +391,10 @@ class OpenFile:
                     self._contents.drop_patches(self.node_id)
                 placed, replaced = self._contents.set_blocks(self.node_id, blocks)
                 self._blocks.name(placed)
+                self._blocks.undo.placed(self.node_id, placed)
                 self._blocks.unname(dropped + replaced)
                 for index in blocks:
                     self._contents.drop_patches(self.node_id, index)
-            self._unsynced.update(placed)
             for index in blocks:
                 self._log.forget_block(index)
         finally:
@@ -415,14 +418,9 @@ class OpenFile:
         """fsync: flush, then make this file's own blocks power-safe, then the metadata."""
         with self.lock:
             self.flush()
-            unsynced, self._unsynced = self._unsynced, set()
-        try:
-            self._blocks.sync(unsynced)
-            sync_metadata()
-        except BaseException:
-            with self.lock:
-                self._unsynced |= unsynced
-            raise
+            self._blocks.sync(self._blocks.undo.unsynced(self.node_id))
+            self._blocks.undo.forget(self.node_id)
+        sync_metadata()
 
     def replace_blocks(self, blocks: Mapping[int, bytes], size: int) -> None:
         """Put blocks that exist already, or holes, in place of what is there, buffers included."""
