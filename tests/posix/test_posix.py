@@ -17,6 +17,7 @@ from tests.posix import (
     listings,
     names,
     opening,
+    ranges,
     renaming,
     times,
     unlinked,
@@ -28,8 +29,8 @@ from tests.posix.conftest import Variant
 pytestmark = pytest.mark.fuse
 
 TABLES = (
-    opening, contents, directories, unlinked, renaming, links, attributes, times, names, listings,
-    xattrs, concurrency,
+    opening, contents, ranges, directories, unlinked, renaming, links, attributes, times, names,
+    listings, xattrs, concurrency,
 )  # fmt: skip
 CASES = list(itertools.chain.from_iterable(table.CASES for table in TABLES))
 
