@@ -225,9 +225,9 @@ def make_small_files(system: System, book: Book) -> dict[Path, bytes]:
     """Returns what was made. Who is slow at it makes fewer, and is credited with their share."""
     folder = system.mountpoint / "small"
     folder.mkdir()
-    wanted = book.sizes.files if system.uploads_small_files else book.sizes.files // 10
     contents = {
-        folder / f"file{number:05}": content(f"file{number:05}", BLOCK) for number in range(wanted)
+        folder / f"file{number:05}": content(f"file{number:05}", BLOCK)
+        for number in range(small_file_count(system, book))
     }
     made: dict[Path, bytes] = {}
     os.sync()
@@ -242,6 +242,10 @@ def make_small_files(system: System, book: Book) -> dict[Path, bytes]:
     if system.has_server:
         book.record("small-upload", watch.seconds() * book.sizes.files / len(made))
     return made
+
+
+def small_file_count(system: System, book: Book) -> int:
+    return book.sizes.files if system.uploads_small_files else book.sizes.files // 10
 
 
 def small_files(system: System, book: Book) -> None:
@@ -391,8 +395,9 @@ def latency(system: System, book: Book) -> None:
     data = content("cold", book.sizes.large_bytes)
     cold.write_bytes(data)
     folder.mkdir()
-    for number in range(book.sizes.files):
-        (folder / str(number)).touch()
+    names = [folder / str(number) for number in range(small_file_count(system, book))]
+    for name in names:
+        name.touch()
     system.wait_uploaded()
     system.forget_local()
     near = content("local", book.sizes.large_bytes // 2)
@@ -409,11 +414,11 @@ def latency(system: System, book: Book) -> None:
     file = os.open(local, os.O_RDONLY)
     try:
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
-        for number in range(book.sizes.files):
+        for name in names:
             if not loads[1].is_alive():
                 break
             watch = Stopwatch()
-            os.stat(folder / str(number))
+            os.stat(name)
             stats.append(watch.seconds())
             offset = BLOCK * dice.randrange(len(near) // BLOCK)
             watch = Stopwatch()
