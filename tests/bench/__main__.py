@@ -17,34 +17,34 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from . import references, report, work
+from . import files, large, measure, references, report
 from .place import Place, a_place
 from .rows import rows_for
 from .systems import System, available
 
-Piece = Callable[[System, work.Book], None]
+Piece = Callable[[System, measure.Book], None]
 
 #: Each piece of work with the rows that it gives. In this order, since a system's process has its
 #: memory looked at when it has done all other work.
 LOOPBACK: dict[Piece, set[str]] = {
-    work.first_listing: {"first-ls", "memory"},
-    work.large_file: {"write-1m", "upload", "read-again", "read-random", "cold-read"},
-    work.synced_file: {"write-sync"},
-    work.small_writes: {"write-4k", "write-128"},
-    work.small_files: {"create-4k", "small-upload", "stat", "read-small", "rename", "unlink"},
-    work.empty_files: {"create-empty", "find", "ls-lr", "rm-rf"},
-    work.photos: {"photos-head", "photos-whole"},
-    work.archive: {"untar", "tar"},
-    work.latency: {"latency-stat", "latency-read"},
-    work.memory: {"memory-run"},
+    files.first_listing: {"first-ls", "memory"},
+    large.large_file: {"write-1m", "upload", "read-again", "read-random", "cold-read"},
+    large.synced_file: {"write-sync"},
+    large.small_writes: {"write-4k", "write-128"},
+    files.small_files: {"create-4k", "small-upload", "stat", "read-small", "rename", "unlink"},
+    files.empty_files: {"create-empty", "find", "ls-lr", "rm-rf"},
+    large.photos: {"photos-head", "photos-whole"},
+    files.archive: {"untar", "tar"},
+    large.latency: {"latency-stat", "latency-read"},
+    files.memory: {"memory-run"},
 }
 WAN: dict[Piece, set[str]] = {
-    work.large_file: {"upload", "cold-read"},
-    work.small_upload: {"small-upload"},
-    work.photos: {"photos-head", "photos-whole"},
+    large.large_file: {"upload", "cold-read"},
+    files.small_upload: {"small-upload"},
+    large.photos: {"photos-head", "photos-whole"},
 }
 #: Measured in the first round only: it takes minutes, and hardly varies.
-ONCE = (work.first_listing,)
+ONCE = (files.first_listing,)
 REFERENCES = {"scp": references.scp, "raw TCP": references.raw_tcp}
 REFERENCE_ROWS = {"upload", "cold-read", "photos-whole"}
 
@@ -109,7 +109,7 @@ class Run:
         self._place = place
         self._results = results
         self._rounds: int = arguments.rounds
-        self._sizes = work.QUICK if arguments.quick else work.Sizes()
+        self._sizes = measure.QUICK if arguments.quick else measure.Sizes()
         wanted = set(arguments.only or [row.key for row in results.rows])
         pieces = WAN if arguments.link == "wan" else LOOPBACK
         self._pieces = [piece for piece, rows in pieces.items() if rows & wanted]
@@ -143,12 +143,12 @@ class Run:
                 act = partial(piece, system, self._book(system.name))
                 self._tried(system.name, piece.__name__, act)
 
-    def _book(self, column: str) -> work.Book:
+    def _book(self, column: str) -> measure.Book:
         def record(key: str, value: float) -> None:
             if key in self._wanted:
                 self._results.add(key, column, value)
 
-        return work.Book(self._sizes, record)
+        return measure.Book(self._sizes, record)
 
     def _tried(self, name: str, what: str, act: Callable[[], None]) -> bool:
         """Do something; a failure is shown at once and at the end, and the others go on."""

@@ -6,9 +6,9 @@ import socket
 import subprocess
 from pathlib import Path
 
+from .measure import Book, Stopwatch, content, drop_page_cache
 from .place import HOST, Place, receive_bytes, send_bytes
-from .systems import WorkError
-from .work import Book, Stopwatch, content, drop_page_cache
+from .systems import WorkError, find_program
 
 
 def scp(place: Place, book: Book) -> None:
@@ -67,8 +67,6 @@ def versions() -> list[str]:
 
 
 def version(words: list[str]) -> str:
-    from .systems import find_program
-
     program = find_program(words[0])
     if not program:
         return ""

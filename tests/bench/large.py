@@ -1,0 +1,200 @@
+"""Work on large files: written and read in pieces of all sizes, near and far, and under load."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import threading
+from pathlib import Path
+
+from .measure import (
+    BLOCK,
+    LONGEST_SECONDS,
+    MIB,
+    Book,
+    Stopwatch,
+    check,
+    content,
+    drop_page_cache,
+    per_second,
+    read_file,
+    small_file_count,
+    write_file,
+)
+from .systems import System
+
+HEAD_BYTES = 65536
+
+
+def large_file(system: System, book: Book) -> None:
+    """Write, read again, read at random, and read when the local disk has nothing of it."""
+    size = book.sizes.large_bytes
+    data = content("large", size)
+    path = system.mountpoint / "large"
+    os.sync()
+    watch = Stopwatch()
+    write_file(path, data, MIB)
+    book.record("write-1m", size / 1e6 / watch.seconds())
+    system.wait_uploaded()
+    if system.has_server:
+        book.record("upload", size / 1e6 / watch.seconds())
+    if system.has_server and not system.has_cache:
+        # What it reads "again" comes from the server as well.
+        system.forget_local()
+    drop_page_cache()
+    watch = Stopwatch()
+    found = read_file(path)
+    book.record("read-again", size / 1e6 / watch.seconds())
+    check(found == data, system, "the file that was read again differs")
+    random_reads(system, book, path, data)
+    if system.has_server:
+        system.forget_local()
+        drop_page_cache()
+        watch = Stopwatch()
+        found = read_file(path)
+        book.record("cold-read", size / 1e6 / watch.seconds())
+        check(found == data, system, "the file from the server differs")
+    path.unlink()
+
+
+def synced_file(system: System, book: Book) -> None:
+    """Write a large file, to be power-safe before it is closed."""
+    size = book.sizes.large_bytes
+    data = content("synced", size)
+    path = system.mountpoint / "synced"
+    os.sync()
+    watch = Stopwatch()
+    write_file(path, data, MIB, sync=True)
+    book.record("write-sync", size / 1e6 / watch.seconds())
+    check(read_file(path) == data, system, "the synced file differs")
+    path.unlink()
+
+
+def random_reads(system: System, book: Book, path: Path, data: bytes) -> None:
+    dice = random.Random(7)
+    offsets = [BLOCK * dice.randrange(len(data) // BLOCK) for _ in range(book.sizes.random_reads)]
+    drop_page_cache()
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
+        found = []
+        speed = per_second(offsets, lambda offset: found.append(os.pread(file, BLOCK, offset)))
+    finally:
+        os.close(file)
+    book.record("read-random", speed)
+    right = all(
+        piece == data[offset : offset + BLOCK]
+        for offset, piece in zip(offsets, found, strict=False)
+    )
+    check(right, system, "a piece that was read at random differs")
+
+
+def small_writes(system: System, book: Book) -> None:
+    """Files written in small pieces, one write(2) each."""
+    size = book.sizes.small_writes_bytes
+    for key, path, count, piece, scale in (
+        ("write-4k", "pieces", size // BLOCK, BLOCK, BLOCK / 1e6),
+        ("write-128", "crumbs", book.sizes.tiny_writes, 128, 1e-3),
+    ):
+        data = content(key, count * piece)
+        os.sync()
+        file = system.mountpoint / path
+        watch = Stopwatch()
+        written = write_file(file, data, piece, LONGEST_SECONDS)
+        book.record(key, written / piece * scale / watch.seconds())
+        check(read_file(file) == data[:written], system, f"{key}: the file differs")
+        file.unlink()
+
+
+def photos(system: System, book: Book) -> None:
+    """Photos that are only on the server: their first bytes, as for a thumbnail; then whole."""
+    if not system.has_server:
+        return
+    folder = system.mountpoint / "photos"
+    folder.mkdir()
+    size = book.sizes.photo_bytes
+    contents = {
+        folder / f"IMG_{number:04}.jpg": content(number, size)
+        for number in range(book.sizes.photos)
+    }
+    for path, data in contents.items():
+        path.write_bytes(data)
+    system.wait_uploaded()
+    system.forget_local()
+    drop_page_cache()
+    found: list[bytes] = []
+    book.record("photos-head", per_second(list(contents), lambda path: found.append(head(path))))
+    right = all(
+        one == data[:HEAD_BYTES] for one, data in zip(found, contents.values(), strict=False)
+    )
+    check(right, system, "the beginning of a photo differs")
+    system.forget_local()
+    drop_page_cache()
+    found.clear()
+    speed = per_second(list(contents), lambda path: found.append(read_file(path)))
+    book.record("photos-whole", speed * size / 1e6)
+    right = all(one == data for one, data in zip(found, contents.values(), strict=False))
+    check(right, system, "a photo differs")
+    shutil.rmtree(folder)
+
+
+def head(path: Path) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read(HEAD_BYTES)
+
+
+def latency(system: System, book: Book) -> None:
+    """stat and small local reads, while one large file is written and another one fetched."""
+    if not system.has_server or not system.has_cache:
+        return
+    mount = system.mountpoint
+    cold, local, folder = mount / "cold", mount / "local", mount / "names"
+    data = content("cold", book.sizes.large_bytes)
+    cold.write_bytes(data)
+    folder.mkdir()
+    names = [folder / str(number) for number in range(small_file_count(system, book))]
+    for name in names:
+        name.touch()
+    system.wait_uploaded()
+    system.forget_local()
+    near = content("local", book.sizes.large_bytes // 2)
+    local.write_bytes(near)
+    drop_page_cache()
+    loads = [
+        threading.Thread(target=write_file, args=(mount / "incoming", data, MIB)),
+        threading.Thread(target=read_file, args=(cold,)),
+    ]
+    for load in loads:
+        load.start()
+    stats, reads = [], []
+    dice = random.Random(3)
+    file = os.open(local, os.O_RDONLY)
+    try:
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
+        for name in names:
+            if not loads[1].is_alive():
+                break
+            watch = Stopwatch()
+            os.stat(name)
+            stats.append(watch.seconds())
+            offset = BLOCK * dice.randrange(len(near) // BLOCK)
+            watch = Stopwatch()
+            piece = os.pread(file, BLOCK, offset)
+            reads.append(watch.seconds())
+            check(piece == near[offset : offset + BLOCK], system, "a local read differs")
+    finally:
+        os.close(file)
+        for load in loads:
+            load.join()
+    book.record("latency-stat", percentile_99(stats) * 1e3)
+    book.record("latency-read", percentile_99(reads) * 1e3)
+    check((mount / "incoming").stat().st_size == len(data), system, "a write under load is short")
+    system.wait_uploaded()
+    for path in (cold, local, mount / "incoming"):
+        path.unlink()
+    shutil.rmtree(folder)
+
+
+def percentile_99(seconds: list[float]) -> float:
+    return sorted(seconds)[int(0.99 * len(seconds))]

@@ -1,0 +1,132 @@
+"""What all pieces of work share: how much there is, the clock, contents, and checks."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .systems import System, WorkError
+
+MIB = 1 << 20
+BLOCK = 4096
+#: A system that is slow at something is measured on fewer items.
+LONGEST_SECONDS = 15.0
+SETTLE_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much work there is."""
+
+    large_bytes: int = 128 * MIB
+    small_writes_bytes: int = 32 * MIB
+    tiny_writes: int = 100_000
+    random_reads: int = 2000
+    files: int = 2000
+    empty_files: int = 5000
+    photos: int = 32
+    photo_bytes: int = 4_000_000
+    listed_files: int = 100_000
+
+
+QUICK = Sizes(
+    large_bytes=32 * MIB,
+    small_writes_bytes=4 * MIB,
+    tiny_writes=10_000,
+    random_reads=300,
+    files=200,
+    empty_files=500,
+    photos=8,
+    listed_files=5000,
+)
+
+Record = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Book:
+    """What a piece of work is given besides the system."""
+
+    sizes: Sizes
+    record: Record
+    """Takes a row's key and a figure."""
+
+
+class Stopwatch:
+    """Measures from when it is made."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+
+    def seconds(self) -> float:
+        return max(1e-9, time.perf_counter() - self._since)
+
+
+def drop_page_cache(entries_too: bool = True) -> None:
+    """Have the kernel forget clean pages, and names and attributes. Needs root."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3" if entries_too else "1")
+
+
+def content(seed: object, size: int) -> bytes:
+    """The same bytes for the same seed; they can't be compressed."""
+    return random.Random(str(seed)).randbytes(size)
+
+
+def check(is_right: bool, system: System, what: str) -> None:
+    if not is_right:
+        raise WorkError(f"{system.name}: {what}")
+
+
+def write_file(
+    path: Path, data: bytes, piece: int, limit_seconds: float = 1e9, *, sync: bool = False
+) -> int:
+    """Write in pieces, for a limited time; returns the bytes written."""
+    view = memoryview(data)
+    deadline = time.perf_counter() + limit_seconds
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        for start in range(0, len(data), piece):
+            if start % (1024 * piece) == 0 and time.perf_counter() > deadline:
+                return start
+            os.write(file, view[start : start + piece])
+        if sync:
+            os.fsync(file)
+    finally:
+        os.close(file)
+    return len(data)
+
+
+def read_file(path: Path) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        parts = []
+        while part := file.read(MIB):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def per_second(items: Sequence[object], act: Callable[..., object]) -> float:
+    """How many of the items are done in a second, one after another, for a limited time."""
+    watch = Stopwatch()
+    done = 0
+    for item in items:
+        act(item)
+        done += 1
+        if done % 16 == 0 and watch.seconds() > LONGEST_SECONDS:
+            break
+    return done / watch.seconds()
+
+
+def small_file_count(system: System, book: Book) -> int:
+    return book.sizes.files if system.uploads_small_files else book.sizes.files // 10
+
+
+def remount(system: System) -> None:
+    system.wait_uploaded()
+    system.stop()
+    drop_page_cache()
+    system.start()
