@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from syncer import errors
-from syncer.commands import cli
+from syncer.commands import parser
 from syncer.commands.report import STATUS_KEYS
 from syncer.process.background import INTERRUPTED
 
@@ -47,7 +47,7 @@ added, but neither removed nor given another meaning.
 
 def page() -> str:
     parts = [INTRODUCTION]
-    parts += map(command_section, cli.commands_of(cli.make_parser()).values())
+    parts += map(command_section, parser.commands_of(parser.make_parser()).values())
     parts.append(EXIT_STATUS + "".join(f"| {code} | {text} |\n" for code, text in exit_codes()))
     parts.append(STATUS_OUTPUT + "".join(f"| `{k}` | {v} |\n" for k, v in STATUS_KEYS.items()))
     return "\n".join(parts)

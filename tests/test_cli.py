@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from syncer import binding
-from syncer.commands import cli, report
+from syncer.commands import cli, parser, report
 from syncer.config import Config
 from syncer.errors import UsageError
 from syncer.process import mounting, mounts
@@ -144,10 +144,10 @@ def test_the_version_is_told() -> None:
 def test_help_shows_each_command_with_an_example() -> None:
     assert "mount" in run("--help").stdout
     assert "mount" in run().stdout
-    for name, parser in cli.commands_of(cli.make_parser()).items():
+    for name, command in parser.commands_of(parser.make_parser()).items():
         text = run(name, "--help").stdout
         assert re.search(rf"example: syncer {name} ", text)
-        assert parser.usage and parser.usage.startswith(f"syncer {name} ")
+        assert command.usage and command.usage.startswith(f"syncer {name} ")
 
 
 def test_the_page_about_commands_is_up_to_date() -> None:

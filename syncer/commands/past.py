@@ -1,0 +1,112 @@
+"""What the commands about the past do. Each takes its arguments, and returns the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from syncer.commands import report
+from syncer.commands.target import ask, no_progress, resolve
+from syncer.errors import AccessError, ExistsError, UsageError
+from syncer.process import mounts
+from syncer.process.folder import DataFolder
+
+
+def snapshot(arguments: argparse.Namespace) -> int:
+    """``syncer snapshot``"""
+    done = ask(resolve(arguments.target).folder, "snapshot", no_progress, name=arguments.name)
+    print(f"{done['name']}: epoch {done['epoch']}")
+    return 0
+
+
+def snapshots(arguments: argparse.Namespace) -> int:
+    """``syncer snapshots``"""
+    for found in ask(resolve(arguments.target).folder, "snapshots", no_progress)["snapshots"]:
+        print(report.snapshot_line(found))
+    return 0
+
+
+def versions(arguments: argparse.Namespace) -> int:
+    """``syncer versions``"""
+    target = resolve(arguments.file)
+    for found in ask(target.folder, "versions", no_progress, path=target.path)["versions"]:
+        print(report.version_line(found))
+    return 0
+
+
+def deleted(arguments: argparse.Namespace) -> int:
+    """``syncer deleted``"""
+    target = resolve(arguments.target)
+    path = os.path.normpath(os.path.join(target.path, (arguments.path or "").lstrip("/")))
+    _tell(report.deleted_line, target.folder, "deleted", path=path)
+    return 0
+
+
+def diff(arguments: argparse.Namespace) -> int:
+    """``syncer diff``"""
+    target = resolve(arguments.target)
+    moments = {"first": arguments.when, "second": arguments.when2 or "latest"}
+    _tell(report.difference_line, target.folder, "diff", path=target.path, **moments)
+    return 0
+
+
+def _tell(
+    line: Callable[[dict[str, Any]], str], folder: DataFolder, command: str, **arguments: Any
+) -> None:
+    """Print what a command tells, as it comes."""
+
+    def show(state: dict[str, Any]) -> None:
+        for item in state["items"]:
+            print(line(item))
+
+    ask(folder, command, show, **arguments)
+
+
+def restore(arguments: argparse.Namespace) -> int:
+    """``syncer restore``"""
+    place = mounts.real(Path(arguments.to or arguments.path))
+    source, target = resolve(arguments.path), resolve(str(place))
+    mount = mounts.mount_around(place)
+    if mount is None or source.folder.path != target.folder.path:
+        raise UsageError("restore works within one mount; name paths in it")
+    if arguments.to and os.path.lexists(place):
+        raise ExistsError(f"{arguments.to} exists already; name a place that is free")
+    done = ask(
+        source.folder,
+        "restore",
+        no_progress,
+        path=source.path,
+        when=arguments.at,
+        to=target.path,
+    )
+    # Through the kernel, which knows what is there and what is not, and would not learn otherwise.
+    _put_in_place(mount.mountpoint / done["made"].lstrip("/"), place)
+    print(f"restored {arguments.to or arguments.path}: {report.restored(done)}")
+    return 0
+
+
+def _put_in_place(made: Path, place: Path) -> None:
+    """Rename what was restored; what it replaces is removed, and stays in the history."""
+    try:
+        try:
+            os.rename(made, place)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
+                raise
+            # A folder that is not empty, or a file by a folder, is not replaced in one step.
+            old = made.with_name(made.name + "-replaced")
+            os.rename(place, old)
+            os.rename(made, place)
+            if old.is_dir() and not old.is_symlink():
+                shutil.rmtree(old)
+            else:
+                old.unlink()
+    except OSError as error:
+        raise AccessError(
+            f"{place} can't be replaced: {error.strerror}; what was restored is {made}"
+        ) from error

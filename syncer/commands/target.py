@@ -1,0 +1,78 @@
+"""What a command is about: a data directory or a path in a mount, and how to reach its process.
+
+A command for a data directory runs in the process that has it mounted, through its control
+socket; where none has, it runs here, by the same functions.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from syncer.config import Config
+from syncer.errors import MissingError
+from syncer.process import control, daemon, mounts
+from syncer.process.control import NoProcessError, Progress
+from syncer.process.engine import Engine
+from syncer.process.folder import DataFolder
+
+#: The commands that need the engine's threads.
+_MOVES_DATA = ("flush", "evict", "fetch", "snapshot")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a person means by a data directory, a mount point, or a path in a mount."""
+
+    folder: DataFolder
+    path: str
+    """From the mount's root on, which is "/"."""
+
+
+def resolve(text: str) -> Target:
+    """The target that is meant. Raises MissingError if it is none."""
+    path = mounts.real(Path(text))
+    if mount := mounts.mount_around(path):
+        below = path.relative_to(mount.mountpoint)
+        return Target(DataFolder(mount.data), "/" + "/".join(below.parts))
+    folder = DataFolder(path)
+    if not os.path.exists(folder.config):
+        raise MissingError(f"{text} is neither a data directory nor mounted by syncer")
+    return Target(folder, "/")
+
+
+def ask(
+    folder: DataFolder, command: str, on_progress: Progress, **arguments: Any
+) -> dict[str, Any]:
+    """Run a command for a data directory, where it is mounted or else here."""
+    try:
+        return control.call(folder.socket, command, arguments, on_progress)
+    except NoProcessError:
+        pass
+    with folder.lock():
+        engine = Engine(folder.path, Config.load(folder.config))
+        try:
+            if command in _MOVES_DATA:
+                engine.start()
+            return daemon.commands_of(engine)[command](arguments, on_progress)
+        finally:
+            engine.stop()
+
+
+def no_progress(state: dict[str, Any]) -> None:
+    pass
+
+
+def by_folder(texts: list[str]) -> dict[DataFolder, list[str]]:
+    """The paths in each mount. All are resolved before anything is done. Raises MissingError."""
+    folders: dict[Path, DataFolder] = {}
+    paths: dict[DataFolder, list[str]] = {}
+    for text in texts:
+        if not os.path.lexists(text) and not mounts.mount_at(Path(text)):
+            raise MissingError(f"{text} does not exist")
+        target = resolve(text)
+        folder = folders.setdefault(target.folder.path, target.folder)
+        paths.setdefault(folder, []).append(target.path)
+    return paths
