@@ -144,10 +144,10 @@ def test_the_version_is_told() -> None:
 def test_help_shows_each_command_with_an_example() -> None:
     assert "mount" in run("--help").stdout
     assert "mount" in run().stdout
-    for name, command in parser.commands_of(parser.make_parser()).items():
+    for name, asked in parser.commands_of(parser.make_parser()).items():
         text = run(name, "--help").stdout
         assert re.search(rf"example: syncer {name} ", text)
-        assert command.usage and command.usage.startswith(f"syncer {name} ")
+        assert asked.usage and command.usage.startswith(f"syncer {name} ")
 
 
 def test_the_page_about_commands_is_up_to_date() -> None:

@@ -1,7 +1,7 @@
-"""The metadata database: SQLite in the data directory, its schema, and transactions.
+"""The metadata database: SQLite in the data directory, and transactions.
 
-This module knows the schema and how to make a commit durable; what the rows mean to a file
-system is `tree`'s and its neighbours' business.
+This module knows how to make a commit durable; what the rows mean to a file system is `tree`'s
+and its neighbours' business.
 
 Durability. The database is in WAL mode with synchronous=NORMAL, so a commit is one write() and
 survives the death of the process, not that of the power. `sync` makes everything that is
@@ -22,8 +22,7 @@ from typing import Any
 import apsw
 
 from syncer.errors import AccessError, CorruptError, FormatError, LocalFullError, SyncerError
-
-SCHEMA_VERSION = 1
+from syncer.metadata.schema import META_KEYS, SCHEMA, SCHEMA_VERSION, UPGRADES
 
 #: A change of a name writes some seven pages to the WAL. Small pages halve that against 4096
 #: bytes, and cost no time; smaller ones would make chains of the longer rows.
@@ -32,183 +31,6 @@ _PAGE_BYTES = 2048
 _WAL_LIMIT_BYTES = 64 << 20
 
 Row = tuple[Any, ...]
-
-_SCHEMA = """
--- Time. Every versioned row carries the epoch in which it became true (born). Tables without
--- "_past" hold what is true now; their "_past" twins hold what was true for born <= e < died.
--- Within one epoch a change overwrites; the first change of a row in a later epoch first copies
--- it to the past. A row whose life would begin and end in the same epoch leaves no trace.
-
-CREATE TABLE meta(             -- single values, by name; see Database.get_meta
-  key TEXT PRIMARY KEY,
-  value ANY                    -- text, integer or bytes
-) WITHOUT ROWID;
-
-CREATE TABLE epoch(            -- the units of history; the open one is the newest
-  seq INTEGER PRIMARY KEY,     -- total order within the repository
-  machine INTEGER NOT NULL,    -- the machine that made it, 63 bits
-  counter INTEGER NOT NULL,    -- that machine's own count of epochs
-  time_ns INTEGER NOT NULL     -- when it was opened, since 1970; never goes back
-);
-
-CREATE TABLE node(             -- a file, directory, symlink, fifo, socket or device
-  id INTEGER PRIMARY KEY,      -- machine tag << 40 | counter; 1 is the root; never reused
-  born INTEGER NOT NULL,
-  mode INTEGER NOT NULL,       -- type and permission bits, as in st_mode
-  uid INTEGER NOT NULL,
-  gid INTEGER NOT NULL,
-  rdev INTEGER NOT NULL,       -- of devices, else 0
-  nlink INTEGER NOT NULL,      -- names; of a directory: 2 + its subdirectories; 0: see orphan
-  size INTEGER NOT NULL,       -- bytes; of a symlink: its target's length; of a directory: 0
-  atime_ns INTEGER NOT NULL,   -- changed in place: reading makes no history
-  mtime_ns INTEGER NOT NULL,
-  ctime_ns INTEGER NOT NULL,
-  btime_ns INTEGER NOT NULL,   -- birth
-  target BLOB                  -- of a symlink, else NULL
-);
-CREATE TABLE node_past(
-  id INTEGER NOT NULL, born INTEGER NOT NULL, died INTEGER NOT NULL,
-  mode INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL, rdev INTEGER NOT NULL,
-  nlink INTEGER NOT NULL, size INTEGER NOT NULL, atime_ns INTEGER NOT NULL,
-  mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, btime_ns INTEGER NOT NULL, target BLOB,
-  PRIMARY KEY(id, died)
-) WITHOUT ROWID;
-
-CREATE TABLE name(             -- an entry of a directory
-  parent INTEGER NOT NULL,
-  name BLOB NOT NULL,          -- any bytes but "/" and NUL, 1 to 255 of them
-  node INTEGER NOT NULL,
-  born INTEGER NOT NULL,
-  PRIMARY KEY(parent, name)
-) WITHOUT ROWID;
-CREATE INDEX name_of_node ON name(node);
-CREATE TABLE name_past(
-  parent INTEGER NOT NULL, name BLOB NOT NULL, node INTEGER NOT NULL,
-  born INTEGER NOT NULL, died INTEGER NOT NULL,
-  PRIMARY KEY(parent, name, died)
-) WITHOUT ROWID;
-CREATE INDEX name_past_of_node ON name_past(node);
-
-CREATE TABLE content(          -- what a file holds
-  node INTEGER NOT NULL,
-  run INTEGER NOT NULL,        -- blocks 256 run .. 256 run + 255; or -1: see data
-  born INTEGER NOT NULL,
-  data BLOB NOT NULL,          -- block ids, 16 bytes each, zeros for a hole; what lies behind
-                               -- the last id is a hole. Of run -1: the bytes of a tiny file
-                               -- themselves; it then has no other run
-  PRIMARY KEY(node, run)
-) WITHOUT ROWID;
-CREATE TABLE content_past(
-  node INTEGER NOT NULL, run INTEGER NOT NULL, born INTEGER NOT NULL, died INTEGER NOT NULL,
-  data BLOB NOT NULL,
-  PRIMARY KEY(node, run, died)
-) WITHOUT ROWID;
-
-CREATE TABLE xattr(
-  node INTEGER NOT NULL,
-  name BLOB NOT NULL,          -- with its namespace: user.comment
-  born INTEGER NOT NULL,
-  value BLOB NOT NULL,
-  PRIMARY KEY(node, name)
-) WITHOUT ROWID;
-CREATE TABLE xattr_past(
-  node INTEGER NOT NULL, name BLOB NOT NULL, born INTEGER NOT NULL, died INTEGER NOT NULL,
-  value BLOB NOT NULL,
-  PRIMARY KEY(node, name, died)
-) WITHOUT ROWID;
-
-CREATE TABLE patch(            -- small fsynced writes that are not yet folded into a block
-  node INTEGER NOT NULL,
-  seq INTEGER NOT NULL,        -- order of application
-  offset INTEGER NOT NULL,     -- in the file, bytes; a patch lies within one block
-  data BLOB NOT NULL,
-  size INTEGER NOT NULL,       -- of the file with this patch
-  mtime_ns INTEGER NOT NULL,   -- and when it was written
-  PRIMARY KEY(node, seq)
-) WITHOUT ROWID;
-
--- How files were before changes that a power cut may still take: see `undo`. Emptied by each
--- sync of all blocks, so they hold what changed within seconds.
-
-CREATE TABLE undo_file(
-  node INTEGER NOT NULL,
-  turn INTEGER NOT NULL,       -- the time between two syncs in which it changed first
-  size INTEGER NOT NULL,       -- as in the node's row before that
-  mtime_ns INTEGER NOT NULL,
-  PRIMARY KEY(node, turn)
-) WITHOUT ROWID;
-CREATE TABLE undo_run(
-  node INTEGER NOT NULL, turn INTEGER NOT NULL, run INTEGER NOT NULL,
-  data BLOB,                   -- of table content; NULL: it had no such row
-  PRIMARY KEY(node, turn, run)
-) WITHOUT ROWID;
-CREATE TABLE undo_patch(       -- all patches that it had
-  node INTEGER NOT NULL, turn INTEGER NOT NULL, seq INTEGER NOT NULL,
-  offset INTEGER NOT NULL, data BLOB NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
-  PRIMARY KEY(node, turn, seq)
-) WITHOUT ROWID;
-
-CREATE TABLE orphan(           -- files without a name that were open; removed at the next start
-  node INTEGER PRIMARY KEY,
-  parent INTEGER,              -- where its name was, while the removal is provisional (the first
-  name BLOB                    -- half of a rename over an open file): a crash puts it back
-);
-
-CREATE TABLE block(            -- blocks with a local copy, and only these
-  id BLOB PRIMARY KEY,         -- 16 bytes
-  size INTEGER NOT NULL,       -- bytes of content, 1 .. 1 MiB
-  dirty INTEGER,               -- order of upload, oldest first, while the remote lacks it; or NULL
-  refs INTEGER NOT NULL,       -- of a dirty block: how often content (now and past) names it;
-                               -- at 0 it is dropped without an upload. Of a clean one: 0, unused
-  synced INTEGER NOT NULL,     -- 1: the local file is power-safe
-  used INTEGER NOT NULL        -- order of last use; the smallest is evicted first
-) WITHOUT ROWID;
-CREATE INDEX block_dirty ON block(dirty) WHERE dirty IS NOT NULL;
-CREATE INDEX block_clean ON block(used) WHERE dirty IS NULL;
-CREATE INDEX block_unsynced ON block(synced) WHERE synced = 0;
-
-CREATE TABLE usage(            -- one row; kept by the transactions that change what it counts
-  local_bytes INTEGER NOT NULL,    -- sum of block.size, each in whole pages of 4 KiB
-  local_blocks INTEGER NOT NULL,
-  dirty_bytes INTEGER NOT NULL,    -- of these, dirty
-  dirty_blocks INTEGER NOT NULL,
-  inline_bytes INTEGER NOT NULL,   -- sum of the lengths of content with run -1, now and past
-  nodes INTEGER NOT NULL,          -- nodes that are there now
-  file_bytes INTEGER NOT NULL      -- sum of the sizes of files that are there now
-);
-INSERT INTO usage VALUES(0, 0, 0, 0, 0, 0, 0);
-
-CREATE TABLE outbox(           -- what changed in epochs that are not yet published
-  epoch INTEGER NOT NULL,
-  node INTEGER NOT NULL,       -- with name x'': the node's row, content and xattrs;
-  name BLOB NOT NULL,          -- else the entry of this name in directory `node`
-  PRIMARY KEY(epoch, node, name)
-) WITHOUT ROWID;
-
-CREATE TABLE chunk(            -- checkpoint chunks: nodes of one range of 4096 numbers each
-  range INTEGER PRIMARY KEY,   -- node id >> 12; negative ones are of epochs: -1 - seq // 65536
-  object BLOB                  -- ids (16 bytes each) of its objects on the remote; NULL: changed
-);
-"""
-
-#: The values that `meta` may hold.
-META_KEYS = frozenset(
-    {
-        "schema_version",  # integer
-        "uuid",  # the repository's, text
-        "seed",  # of all hashes, integer
-        "machine",  # this data directory's machine id, 63 bits
-        "next_node",  # the next node number this machine hands out
-        "generation",  # of the writer whose history this database holds
-        "writer",  # that writer's machine id
-        "role",  # "writer", "follower" or "displaced"
-        "published",  # the newest epoch that is in a segment on the remote
-        "durable",  # the newest epoch of which everything is power-safe
-        "boot",  # the machine's boot id while a process has this open; "" after a clean end
-        "checkpoint",  # the newest epoch that is in a checkpoint on the remote
-        "parent_segment",  # key of the newest segment, which the next one names as its parent
-    }
-)
 
 
 class Database:
@@ -243,7 +65,7 @@ class Database:
                 self._connection.execute("PRAGMA journal_mode = WAL")
             with self.transaction():
                 if is_new:
-                    self._connection.execute(_SCHEMA)
+                    self._connection.execute(SCHEMA)
                     self.set_meta("schema_version", SCHEMA_VERSION)
             self._check_version()
         self._wal_fd = os.open(f"{path}-wal", os.O_RDWR | os.O_CLOEXEC)
@@ -258,6 +80,10 @@ class Database:
             raise CorruptError(f"{self.path} is not a syncer database")
         if version > SCHEMA_VERSION:
             raise FormatError(f"{self.path} was written by a newer syncer; install that version")
+        for old in range(version, SCHEMA_VERSION):
+            with self.transaction():
+                self.execute(UPGRADES[old])
+                self.set_meta("schema_version", old + 1)
 
     def transaction(self) -> contextlib.AbstractContextManager[None]:
         """All statements inside become visible and crash-safe together, or none of them.
