@@ -147,7 +147,7 @@ def test_help_shows_each_command_with_an_example() -> None:
     for name, asked in parser.commands_of(parser.make_parser()).items():
         text = run(name, "--help").stdout
         assert re.search(rf"example: syncer {name} ", text)
-        assert asked.usage and command.usage.startswith(f"syncer {name} ")
+        assert asked.usage and asked.usage.startswith(f"syncer {name} ")
 
 
 def test_the_page_about_commands_is_up_to_date() -> None:

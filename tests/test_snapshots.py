@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from syncer.codec import BLOCK_BYTES
 from syncer.config import Config
 from syncer.process.engine import Engine
-from syncer.process.folder import clone_repository, create_repository
+from syncer.process.repository import clone_repository, create_repository
 from syncer.vfs.caller import Caller
 from tests.mounted import BINDINGS, mounted
 from tests.test_timemachine import fill, tree_of

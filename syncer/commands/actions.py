@@ -7,24 +7,19 @@ import argparse
 import json
 import os
 import select
-import socket
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from syncer.commands import report
 from syncer.commands.moving import flush_folder
 from syncer.commands.target import ask, no_progress, resolve
-from syncer.config import DEFAULT_LIMIT_BYTES, SETTINGS, Config, setting_for
+from syncer.config import SETTINGS, Config, setting_for
 from syncer.errors import MountError, TemporaryError, UsageError
-from syncer.process import control, daemon, desktop, mounts
-from syncer.process.background import run_in_background
+from syncer.process import control, desktop, mounts
 from syncer.process.control import NoProcessError
-from syncer.process.folder import DataFolder, clone_repository, create_repository
-from syncer.process.mounting import check_apart, parse_limit, plan_mount
-from syncer.remote import parse
+from syncer.process.folder import DataFolder
 
 _WATCH_SECONDS = 1.0
 #: The mounted process bounds each step of its end; together they stay below this.
@@ -33,17 +28,6 @@ _CLEAR_SCREEN = "\x1b[H\x1b[J"
 
 
 # Mounting
-
-
-def mount(arguments: argparse.Namespace) -> int:
-    """``syncer mount``"""
-    plan = plan_mount(arguments)
-    if arguments.foreground:
-        daemon.show_log()
-        daemon.Daemon(plan).run(on_serving=lambda: None)
-    else:
-        run_in_background(lambda on_serving: daemon.Daemon(plan).run(on_serving))
-    return 0
 
 
 def umount(arguments: argparse.Namespace) -> int:
@@ -69,28 +53,6 @@ def umount(arguments: argparse.Namespace) -> int:
             )
     finally:
         os.close(process)
-    return 0
-
-
-def init(arguments: argparse.Namespace) -> int:
-    """``syncer init``"""
-    return _make(arguments, create_repository)
-
-
-def clone(arguments: argparse.Namespace) -> int:
-    """``syncer clone``"""
-    return _make(arguments, clone_repository)
-
-
-def _make(arguments: argparse.Namespace, make: Callable[[Path, Config, str], None]) -> int:
-    limit_bytes = DEFAULT_LIMIT_BYTES if arguments.limit is None else parse_limit(arguments.limit)
-    location = parse(arguments.remote)
-    data = mounts.real(Path(arguments.data))
-    check_apart(data, None, location)
-    config = Config(remote=str(location), limit_bytes=limit_bytes)
-    if arguments.transport:
-        config = config.with_value("transport", arguments.transport)
-    make(data, config, socket.gethostname())
     return 0
 
 

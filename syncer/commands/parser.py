@@ -78,7 +78,7 @@ _Add = Callable[..., Parser]
 
 def _add_mounting(add: _Add) -> None:
     mount = add(
-        "actions",
+        "mounting",
         "mount",
         "[options] DATA [REMOTE] MOUNTPOINT [MAX_MB]",
         "show the collection in a folder",
@@ -135,7 +135,7 @@ def _add_mounting(add: _Add) -> None:
         "--wait", action="store_true", help="first wait until everything is on the server"
     )
     init = add(
-        "actions",
+        "mounting",
         "init",
         "[options] DATA REMOTE [MAX_MB]",
         "make a new, empty collection",
@@ -143,7 +143,7 @@ def _add_mounting(add: _Add) -> None:
         "The first mount does the same.",
     )
     clone = add(
-        "actions",
+        "mounting",
         "clone",
         "[options] DATA REMOTE [MAX_MB]",
         "show a collection that exists on another computer, or on this one again",

@@ -1,7 +1,8 @@
 """What a command is about: a data directory or a path in a mount, and how to reach its process.
 
 A command for a data directory runs in the process that has it mounted, through its control
-socket; where none has, it runs here, by the same functions.
+socket; where none has, it runs here, by the same functions. Only then are these imported: shell
+scripts call commands often, and would wait for it.
 """
 
 from __future__ import annotations
@@ -11,15 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from syncer.config import Config
 from syncer.errors import MissingError
-from syncer.process import control, daemon, mounts
+from syncer.process import control, mounts
 from syncer.process.control import NoProcessError, Progress
-from syncer.process.engine import Engine
 from syncer.process.folder import DataFolder
-
-#: The commands that need the engine's threads.
-_MOVES_DATA = ("flush", "evict", "fetch", "snapshot")
 
 
 @dataclass(frozen=True)
@@ -50,15 +46,9 @@ def ask(
     try:
         return control.call(folder.socket, command, arguments, on_progress)
     except NoProcessError:
-        pass
-    with folder.lock():
-        engine = Engine(folder.path, Config.load(folder.config))
-        try:
-            if command in _MOVES_DATA:
-                engine.start()
-            return daemon.commands_of(engine)[command](arguments, on_progress)
-        finally:
-            engine.stop()
+        from syncer.process.alone import run_alone
+
+        return run_alone(folder, command, arguments, on_progress)
 
 
 def no_progress(state: dict[str, Any]) -> None:

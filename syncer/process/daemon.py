@@ -36,7 +36,8 @@ from syncer.errors import AccessError, MountError
 from syncer.process import desktop, mounts
 from syncer.process.control import ControlServer, Handler, Progress
 from syncer.process.engine import Engine
-from syncer.process.folder import DataFolder, create_repository
+from syncer.process.folder import DataFolder
+from syncer.process.repository import create_repository
 from syncer.process.timemachine import TimeMachine
 
 log = logging.getLogger(__name__)

@@ -32,8 +32,9 @@ from syncer.metadata.moments import Moments
 from syncer.metadata.tree import ROOT, Node, Tree
 from syncer.mount import Operations
 from syncer.process.committer import Committer
-from syncer.process.folder import DataFolder, remote_of
+from syncer.process.folder import DataFolder
 from syncer.process.recovery import recover
+from syncer.process.repository import remote_of
 from syncer.process.timemachine import TimeMachine
 from syncer.transfer.threads import Transfer
 from syncer.vfs.caller import Caller

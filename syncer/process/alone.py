@@ -1,0 +1,28 @@
+"""A command for a data directory that no process has mounted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from syncer.config import Config
+from syncer.process.control import Progress
+from syncer.process.daemon import commands_of
+from syncer.process.engine import Engine
+from syncer.process.folder import DataFolder
+
+#: The commands that need the engine's threads.
+_MOVES_DATA = ("flush", "evict", "fetch", "snapshot")
+
+
+def run_alone(
+    folder: DataFolder, command: str, arguments: dict[str, Any], on_progress: Progress
+) -> dict[str, Any]:
+    """Run a command in this process. Raises BusyError if another one has the data directory."""
+    with folder.lock():
+        engine = Engine(folder.path, Config.load(folder.config))
+        try:
+            if command in _MOVES_DATA:
+                engine.start()
+            return commands_of(engine)[command](arguments, on_progress)
+        finally:
+            engine.stop()
