@@ -349,7 +349,12 @@ class ExchangeLoop:
         self._interval_seconds = interval_seconds
         self._after_step = after_step
         self._kicked = threading.Event()
+        self._hurried = threading.Event()
         self._stopping = threading.Event()
+        self._stepped = threading.Condition()
+        # The condition guards the next two.
+        self._steps_begun = 0
+        self._steps_ended = 0
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -360,10 +365,19 @@ class ExchangeLoop:
         """An epoch was closed or blocks became clean: look soon."""
         self._kicked.set()
 
+    def step_now(self, timeout_seconds: float) -> None:
+        """Wait until a step that begins after this call has ended, or for the time given."""
+        with self._stepped:
+            wanted = self._steps_begun + 1
+            self._kicked.set()
+            self._hurried.set()
+            self._stepped.wait_for(lambda: self._steps_ended >= wanted, timeout_seconds)
+
     def stop(self) -> None:
         """End the thread, after the step it is at."""
         self._stopping.set()
         self._kicked.set()
+        self._hurried.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -371,12 +385,18 @@ class ExchangeLoop:
     def _run(self) -> None:
         while not self._stopping.is_set():
             # Before the step, so that a kick during it is not lost.
-            self._kicked.clear()
+            with self._stepped:
+                self._kicked.clear()
+                self._hurried.clear()
+                self._steps_begun += 1
             delay_seconds = self._step()
             self._after_step()
-            if delay_seconds:
+            with self._stepped:
+                self._steps_ended = self._steps_begun
+                self._stepped.notify_all()
+            if delay_seconds and not self._stopping.is_set():
                 # Kicks come with every block that is uploaded; gather some.
-                self._stopping.wait(_PAUSE_SECONDS)
+                self._hurried.wait(_PAUSE_SECONDS)
                 self._kicked.wait(delay_seconds)
 
     def _step(self) -> float:

@@ -152,6 +152,7 @@ class Engine:
         self._db.set_meta("boot", boot)
         self.vfs.hidden.recover()
         self.vfs.files.adopt()
+        self._remote.prepare()
         self._transfer.start()
         self._committer.start()
         self._loop.start()
@@ -303,10 +304,11 @@ class Engine:
         deadline = time.monotonic() + (timeout_seconds if timeout_seconds is not None else 1e9)
         self._committer.round(seal=True)
         newest = self._epochs.open - 1
+        published = None
         while True:
             self._transfer.kick()
-            self._transfer.flush(_POLL_SECONDS)
-            self._loop.kick()
+            if self._transfer.flush(_POLL_SECONDS):
+                self._loop.step_now(_POLL_SECONDS)
             status = self.status()
             progress(status)
             if self._is_flushed(newest):
@@ -318,7 +320,10 @@ class Engine:
                     f"{status['dirty_bytes']} bytes are not on the server yet; "
                     f"{status['remote']['error'] or 'wait, or give it more time'}"
                 )
-            time.sleep(_POLL_SECONDS if not status["dirty_blocks"] else 0)
+            if published == status["published_epoch"] and not status["dirty_blocks"]:
+                # Something is in the way; asking again at once would not help.
+                time.sleep(_POLL_SECONDS)
+            published = status["published_epoch"]
 
     def _is_flushed(self, epoch: int) -> bool:
         """Whether the remote has all changes up to an epoch."""

@@ -164,6 +164,9 @@ class Remote(ABC):
     def is_empty(self) -> bool:
         """Whether the repository's folder is missing or holds nothing at all."""
 
+    def prepare(self) -> None:  # noqa: B027  most have nothing to prepare
+        """Have calls to come find the remote reachable, if it is; returns at once."""
+
     @abstractmethod
     def close(self) -> None:
         """Drop all connections. Calls under way and later ones fail with `OfflineError`."""

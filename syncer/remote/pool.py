@@ -17,8 +17,13 @@ RESERVED = 2
 CALLERS = 8
 """At once on one connection: while one waits for its round trips, the others keep it busy. More
 would only queue up behind each other's blocks."""
-OPENING_AT_ONCE = 4
+CROWD = 6
+"""With so many callers on each connection a further one is opened. It costs both ends some tenths
+of a second of work, which only a link that several callers don't fill gives back."""
+OPENING_AT_ONCE = 2
 """Servers drop connections when many are not logged in yet (MaxStartups 10:30:100)."""
+READY = 3
+"""Connections that `prepare` opens: one for urgent callers, the others for all."""
 REOPEN_AFTER_SECONDS = 10.0
 """How long to make do with what is open after a further connection was refused."""
 IDLE_SECONDS = 60.0
@@ -55,10 +60,12 @@ class Pool:
     A caller gets the first of these that there is:
 
     1. a connection that nobody uses,
-    2. a new one, if there may be more,
-    3. the one with the fewest callers, an urgent caller's preferably without ordinary ones.
+    2. the one with the fewest callers; where it is crowded, a thread opens a further one meanwhile,
+    3. a new one, for which it waits.
 
-    Ordinary callers together use at most all but `RESERVED` of the connections.
+    Ordinary callers together use at most all but `RESERVED` of the connections that there may be,
+    and all but one of those that are open. An urgent caller shares one with them only where there
+    may be no more, since what they wait for may take long.
 
     No wait has a time limit of its own: each caller's requests have one, so a place becomes free,
     or a connection fails, in which case all who wait are told at once.
@@ -73,7 +80,6 @@ class Pool:
         # The condition guards everything below.
         self._lines: list[_Line] = []  # those that were used last are at the end
         self._opening = 0
-        self._opening_ordinary = 0
         self._open_after = 0.0
         self._failures = 0
         self._last_failure: SyncerError = OfflineError("")
@@ -103,8 +109,11 @@ class Pool:
         with self._changed:
             failures = self._failures
         while True:
-            line = self._find_or_may_open(urgent, failures) or self._open(urgent)
-            if line is not None:
+            line = self._find_or_may_open(urgent, failures)
+            if line is None:
+                # Another caller may have come to it first, or many: then there is a wait again.
+                self._open()
+            else:
                 return line
 
     def _find_or_may_open(self, urgent: bool, failures: int) -> _Line | None:
@@ -113,17 +122,19 @@ class Pool:
             with self._changed:
                 while True:
                     self._raise_if_closed()
-                    line = self._find_idle(urgent)
-                    if line is None and self._may_open(urgent):
-                        self._opening += 1
-                        self._opening_ordinary += not urgent
-                        return None
-                    line = line or self._find_shared(urgent)
-                    if line is not None:
+                    line = self._find_idle(urgent) or self._find_shared(urgent)
+                    needs_more = line is None or line.callers >= CROWD
+                    may_open = needs_more and self._may_open(urgent)
+                    self._opening += may_open
+                    if line is not None or may_open:
                         break
                     self._wait(failures)
+                if line is None:
+                    return None
                 was_idle = not line.callers
                 line.count(urgent, 1)
+            if may_open:
+                self._open_in_background()
             if not was_idle or _is_usable(line):
                 return line
             self._give_back(line, urgent, keep=False)
@@ -131,37 +142,66 @@ class Pool:
 
     def _may_use_another(self, urgent: bool) -> bool:
         """Whether a caller may come to a connection that ordinary callers don't use yet."""
-        used = sum(line.ordinary > 0 for line in self._lines) + self._opening_ordinary
-        return urgent or used < self._ordinary_limit
+        if urgent:
+            return True
+        used = sum(line.ordinary > 0 for line in self._lines)
+        return used < min(self._ordinary_limit, max(1, len(self._lines) - 1))
+
+    def _may_open(self, urgent: bool) -> bool:
+        count = len(self._lines) + self._opening
+        if count >= self._limit or self._opening >= OPENING_AT_ONCE:
+            return False
+        if not urgent and sum(line.ordinary > 0 for line in self._lines) >= self._ordinary_limit:
+            return False
+        return not count or time.monotonic() >= self._open_after
 
     def _find_idle(self, urgent: bool) -> _Line | None:
         if not self._may_use_another(urgent):
             return None
         return next((line for line in reversed(self._lines) if not line.callers), None)
 
-    def _may_open(self, urgent: bool) -> bool:
-        count = len(self._lines) + self._opening
-        if count >= self._limit or self._opening >= OPENING_AT_ONCE:
-            return False
-        if not self._may_use_another(urgent):
-            return False
-        return not count or time.monotonic() >= self._open_after
-
     def _find_shared(self, urgent: bool) -> _Line | None:
         lines = [
             line for line in self._lines if line.callers < CALLERS and line.connection.is_alive()
         ]
         if urgent:
+            if self._opening or self._may_open(urgent):
+                lines = [line for line in lines if not line.ordinary]
             return min(lines, key=lambda line: (line.ordinary, line.urgent), default=None)
         if not self._may_use_another(urgent):
             lines = [line for line in lines if line.ordinary]
         return min(lines, key=lambda line: (line.urgent, line.ordinary), default=None)
 
-    def _open(self, urgent: bool) -> _Line | None:
-        """Open a connection; None if that failed while others work, so one of them will do."""
+    def prepare(self) -> None:
+        """Open some connections in the background, so that the first callers find them."""
+        threading.Thread(target=self._prepare, name="syncer-connect", daemon=True).start()
+
+    def _prepare(self) -> None:
+        is_open = True
+        with suppress(SyncerError):
+            while is_open:
+                with self._changed:
+                    if self._closed or len(self._lines) + self._opening >= min(READY, self._limit):
+                        return
+                    self._opening += 1
+                is_open = self._open()
+
+    def _open_in_background(self) -> None:
+        def open_one() -> None:
+            # It matters little if this fails: what is open does the work.
+            with suppress(SyncerError):
+                self._open()
+
+        threading.Thread(target=open_one, name="syncer-connect", daemon=True).start()
+
+    def _open(self) -> bool:
+        """Open a connection, which the caller has counted as opening, for whoever takes it first.
+
+        False if that failed while others work, so one of them will do.
+        """
         line = None
         try:
-            line = _Line(self._connect())
+            line = _Line(self._connect(), idle_since=time.monotonic())
         except SyncerError as error:
             with self._changed:
                 self._open_after = time.monotonic() + REOPEN_AFTER_SECONDS
@@ -173,12 +213,12 @@ class Pool:
         finally:
             with self._changed:
                 self._opening -= 1
-                self._opening_ordinary -= not urgent
-                if line:
-                    line.count(urgent, 1)
+                if line and not self._closed:
                     self._lines.append(line)
                 self._changed.notify_all()
-        return line
+        if line and self._closed:
+            line.connection.close()
+        return line is not None
 
     def _give_back(self, line: _Line, urgent: bool, keep: bool) -> None:
         now = time.monotonic()

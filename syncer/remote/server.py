@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,10 @@ class SftpRemote(FileRemote):
         self._timeout_seconds = timeout_seconds
         self._pool = Pool(self.name, self._connect, connections)
         self._durable = False
+        self._lock = threading.Lock()
+        # The lock guards the next two.
+        self._greeting: set[Stream] = set()
+        self._closed = False
 
     @property
     def durable(self) -> bool:
@@ -44,7 +49,17 @@ class SftpRemote(FileRemote):
     def _connect(self) -> Connection:
         """Open a connection. Its end, here, is no reason to try another at once."""
         try:
-            return open_connection(self._open_stream(), self._timeout_seconds)
+            stream = self._open_stream()
+            with self._lock:
+                self._greeting.add(stream)
+                closed = self._closed
+            try:
+                if closed:
+                    stream.close()
+                return open_connection(stream, self._timeout_seconds)
+            finally:
+                with self._lock:
+                    self._greeting.discard(stream)
         except DroppedError as error:
             raise OfflineError(str(error)) from error
         except OSError as error:
@@ -83,8 +98,16 @@ class SftpRemote(FileRemote):
         except (MissingError, TemporaryError) as error:
             raise OfflineError(f"{self.name}: no such user on the server") from error
 
+    def prepare(self) -> None:
+        self._pool.prepare()
+
     def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            greeting = list(self._greeting)
         self._pool.close()
+        for stream in greeting:
+            stream.close()
 
 
 def open_server(

@@ -53,6 +53,7 @@ def make_small_files(system: System, book: Book) -> dict[Path, bytes]:
     system.wait_uploaded()
     if system.has_server:
         book.record("small-upload", watch.seconds() * book.sizes.files / len(made))
+        system.check_uploaded()
     return made
 
 

@@ -39,6 +39,7 @@ def large_file(system: System, book: Book) -> None:
     system.wait_uploaded()
     if system.has_server:
         book.record("upload", size / 1e6 / watch.seconds())
+        system.check_uploaded()
     if system.has_server and not system.has_cache:
         # What it reads "again" comes from the server as well.
         system.forget_local()

@@ -64,6 +64,9 @@ class System:
     def wait_uploaded(self) -> None:
         """Return when everything is on the server."""
 
+    def check_uploaded(self) -> None:
+        """Raise WorkError if the system itself says that something is not on the server."""
+
     def forget_local(self) -> None:
         """Have the next reads come from the server."""
 
@@ -187,10 +190,13 @@ class Syncer(Mounted):
 
     def wait_uploaded(self) -> None:
         self._run("flush", "mnt", "--timeout", str(UPLOADS_WITHIN_SECONDS))
+
+    def check_uploaded(self) -> None:
         if not json.loads(self._run("status", "mnt", "--json"))["safe"]:
             raise WorkError("syncer: flush has returned, and not everything is on the server")
 
     def forget_local(self) -> None:
+        self.check_uploaded()
         self._run("evict", "--all", "mnt")
         self.stop()
         self.start()
