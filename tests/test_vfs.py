@@ -102,7 +102,7 @@ def test_new_files_belong_to_the_caller_or_to_the_group_of_their_directory(rig: 
 
 def hide(rig: VfsRig, path: bytes) -> bytes:
     """What libfuse does with an open file that is to lose its name; returns the hidden name."""
-    hidden = b"/.fuse_hidden" + path.replace(b"/", b"-")
+    hidden = path.rpartition(b"/")[0] + b"/.fuse_hidden0000002a00000001"
     rig.vfs.rename(path, hidden)
     return hidden
 
@@ -111,9 +111,9 @@ def test_a_hidden_file_is_in_no_listing_and_in_no_way(rig: VfsRig) -> None:
     rig.vfs.mkdir(b"/d", 0o755, ME)
     rig.make(b"/d/file", b"content")
     handle = rig.vfs.open(b"/d/file", os.O_RDWR)
-    rig.vfs.rename(b"/d/file", b"/d/.fuse_hidden1")
+    hidden = hide(rig, b"/d/file")
     assert rig.list(b"/d") == []
-    assert rig.vfs.getattr(b"/d/.fuse_hidden1").nlink == 0
+    assert rig.vfs.getattr(hidden).nlink == 0
     rig.vfs.rmdir(b"/d")
     assert rig.read(handle) == b"content"
     rig.vfs.release(handle)
@@ -123,9 +123,13 @@ def test_a_hidden_file_goes_with_its_last_handle(rig: VfsRig) -> None:
     rig.make(b"/file", os.urandom(10_000))
     handle = rig.vfs.open(b"/file", os.O_RDWR)
     hidden = hide(rig, b"/file")
+    rig.vfs.mkdir(b"/d", 0o755, ME)
+    rig.vfs.rmdir(b"/d")
+    assert rig.vfs.getattr(hidden).nlink == 0
     rig.vfs.release(handle)
-    rig.vfs.unlink(hidden)
     fails(errno.ENOENT, rig.vfs.getattr, hidden)
+    # libfuse's own removal comes late, and it does not mind.
+    fails(errno.ENOENT, rig.vfs.unlink, hidden)
     rig.round(seal=True)
     assert rig.tree.orphans() == []
     assert not rig.files()
@@ -163,6 +167,75 @@ def test_a_crash_after_the_removal_of_an_open_file_leaves_it_removed(rig: VfsRig
     rig.reopen()
     assert rig.list(b"/") == [b"d"]
     assert rig.vfs.totals()[0] == 2
+
+
+def test_a_file_that_libfuse_forgets_to_remove_goes_with_its_last_handle(rig: VfsRig) -> None:
+    """libfuse hides what is being closed meanwhile, and may never ask to remove the hidden name."""
+    rig.make(b"/file", os.urandom(10_000))
+    rig.make(b"/one", b"content")
+    rig.vfs.link(b"/one", b"/two")
+    handles = rig.vfs.open(b"/file", os.O_RDWR), rig.vfs.open(b"/one", os.O_RDWR)
+    hide(rig, b"/file")
+    hide(rig, b"/one")
+    for handle in handles:
+        rig.vfs.release(handle)
+    # Its other name is one that counts.
+    handle = rig.vfs.open(b"/two", os.O_RDWR)
+    assert rig.vfs.getattr(handle).nlink == 1
+    rig.vfs.release(handle)
+    rig.round(seal=True)
+    assert rig.list(b"/") == [b"two"]
+    assert rig.tree.orphans() == []
+    assert rig.vfs.totals() == (2, 7)
+
+
+def test_a_file_that_was_just_closed_can_be_hidden(rig: VfsRig) -> None:
+    """libfuse notices a file's closing late. It may remove the hidden name afterwards, or not."""
+    for number in range(2):
+        rig.make(b"/file", os.urandom(10_000))
+        hidden = hide(rig, b"/file")
+        assert rig.list(b"/") == []
+        if number:
+            fails(errno.ENOENT, rig.vfs.unlink, hidden)
+        rig.vfs.hidden.settle()
+        assert rig.tree.orphans() == []
+    rig.round(seal=True)
+    assert not rig.files()
+    assert rig.vfs.totals() == (1, 0)
+
+
+def test_a_target_that_was_just_closed_can_be_hidden_and_comes_back(rig: VfsRig) -> None:
+    rig.make(b"/target", b"old")
+    rig.make(b"/new", b"new")
+    hide(rig, b"/target")
+    rig.reopen()
+    assert rig.list(b"/") == [b"new", b"target"]
+    assert rig.read(b"/target") == b"old"
+
+
+def test_the_closing_of_a_target_does_not_end_the_chance_to_bring_it_back(rig: VfsRig) -> None:
+    rig.make(b"/target", b"old")
+    handle = rig.vfs.open(b"/target", os.O_RDONLY)
+    hidden = hide(rig, b"/target")
+    # Other threads of libfuse's.
+    for call in (lambda: rig.vfs.release(handle), lambda: rig.vfs.hidden.reveal(1, hidden[1:])):
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+    rig.reopen()
+    assert rig.read(b"/target") == b"old"
+
+
+def test_a_programs_own_rename_to_such_a_name_keeps_the_file(rig: VfsRig) -> None:
+    rig.make(b"/file", b"content")
+    rig.make(b"/open", b"content")
+    rig.reopen()
+    hidden = hide(rig, b"/file")
+    handle = rig.vfs.open(b"/open", os.O_RDONLY)
+    rig.vfs.rename(b"/open", b"/.fuse_hidden_by_hand")
+    rig.vfs.release(handle)
+    rig.reopen()
+    assert rig.read(hidden) == rig.read(b"/.fuse_hidden_by_hand") == b"content"
 
 
 # Listings

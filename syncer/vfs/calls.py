@@ -19,7 +19,7 @@ from syncer.metadata.tree import ROOT, Node, Tree
 from syncer.vfs.caller import SUPERUSER, Caller
 from syncer.vfs.directories import Directories
 from syncer.vfs.files import Files
-from syncer.vfs.hidden import PREFIX, HiddenFiles
+from syncer.vfs.hidden import HiddenFiles
 from syncer.vfs.xattrs import Xattrs
 
 NAME_MAX_BYTES = 255
@@ -275,7 +275,7 @@ class Vfs:
         """Move a name, replacing what is in its new place, in one step."""
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == 3:
             raise _error(errno.EINVAL)
-        if new.rpartition(b"/")[2].startswith(PREFIX) and not flags and self._hide(old, new):
+        if not flags and self.hidden.is_hiding(old, new) and self._hide(old, new):
             return
         if self.read_only is not None:
             raise _error(errno.EROFS)
@@ -318,7 +318,7 @@ class Vfs:
         with self.files.lock, self._tree.transaction():
             parent, name = self._parent(old)
             node = self._existing(parent, name)
-            if not self.files.is_open(node.id):
+            if not self.hidden.is_open(node.id):
                 return False
             hidden_parent, hidden_name = self._parent(hidden)
             self.hidden.hide(node, (parent.id, name), (hidden_parent.id, hidden_name))
@@ -450,8 +450,8 @@ class Vfs:
 
     def release(self, handle: int) -> None:
         """The last descriptor of a handle is closed."""
-        number = self.files.release(handle)
-        if number is not None:
+        number = self.files.node_id(handle)
+        if self.files.release(handle):
             self.hidden.closed(number)
 
     # Extended attributes

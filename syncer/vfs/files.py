@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 _DAY_NS = 86_400 * 10**9
 #: Patches become blocks when they are older than this.
 _PATCH_NS = 10 * 10**9
+#: More than are closed at once: one by each of libfuse's threads, some times over.
+_CLOSED_FILES = 1024
 
 
 @dataclass
@@ -71,11 +74,18 @@ class Files:
         self._files: dict[int, OpenFile] = {}
         self._handles: dict[int, _Handle] = {}
         self._numbers = itertools.count(1)
+        #: When the last handle of a node was closed, for those that were closed lately.
+        self._closed_at: dict[int, float] = {}
 
     def is_open(self, number: int) -> bool:
         """Whether any handle leads to this node."""
         file = self._files.get(number)
         return file is not None and file.handles > 0
+
+    def was_open(self, number: int, seconds: float) -> bool:
+        """Whether a handle leads to this node, or did within so many seconds."""
+        closed_at = self._closed_at.get(number, float("-inf"))
+        return self.is_open(number) or time.monotonic() - closed_at < seconds
 
     def forget(self, number: int) -> None:
         """Drop a file that waits to be saved, if it has no handle and its node was removed.
@@ -236,14 +246,14 @@ class Files:
         """Make a file power-safe, with the names that lead to it."""
         self._handle(handle).file.sync(sync_metadata)
 
-    def release(self, handle: int) -> int | None:
-        """The last descriptor of a handle is closed; returns the node's number if it was the
-        last handle of a file that has no name any more."""
+    def release(self, handle: int) -> bool:
+        """The last descriptor of a handle is closed; returns whether it was the file's last
+        handle."""
         opened = self._handle(handle)
         file = opened.file
         if opened.past:
             del self._handles[handle]
-            return None
+            return False
         nameless = False
         try:
             if file.dirty_since_ns is not None:
@@ -253,17 +263,24 @@ class Files:
                 del self._handles[handle]
                 file.handles -= 1
                 file.cached_handles -= not opened.is_direct
+                is_last = not file.handles
+                if is_last:
+                    self._note_closing(file.node_id)
                 node = self._tree.node(file.node_id)
-                nameless = not file.handles and (node is None or not node.nlink)
-                if not file.handles and (nameless or file.dirty_since_ns is None):
+                nameless = is_last and (node is None or not node.nlink)
+                if is_last and (nameless or file.dirty_since_ns is None):
                     del self._files[file.node_id]
             if nameless:
                 file.discard()
-        if nameless:
-            return file.node_id
-        if opened.was_read and self.update_atime and node is not None:
+        if opened.was_read and self.update_atime and node is not None and not nameless:
             self._note_reading(node)
-        return None
+        return is_last
+
+    def _note_closing(self, number: int) -> None:
+        self._closed_at.pop(number, None)
+        self._closed_at[number] = time.monotonic()
+        if len(self._closed_at) > _CLOSED_FILES:
+            del self._closed_at[next(iter(self._closed_at))]
 
     def _note_reading(self, node: Node) -> None:
         """relatime: the time of reading moves once after a change, else once a day."""

@@ -8,17 +8,26 @@ When the hiding is the first half of a rename over an open file, a crash before 
 must bring the target back; but whether a rename follows is known only from the same thread's next
 call, which comes at once. So the removal is noted as provisional in the orphan's row at first. It
 is made final by that thread's next call, or after a moment without one.
+
+libfuse counts a file as open until a moment after the last `release` has returned. So it may hide a
+file that is closed already, and then, as nobody closes it any more, forget to remove the hidden
+name. So a file goes when its removal is final and its last handle is closed, whichever comes later,
+and whether libfuse asks for it or not.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 
 from syncer.blocks.store import Blocks
 from syncer.metadata.tree import Node, Tree
 from syncer.vfs.files import Files
 
-PREFIX = b".fuse_hidden"
+#: What libfuse makes of two 32-bit numbers: the file's, and a counter.
+_NAME = re.compile(rb"\.fuse_hidden[0-9a-f]{16}")
+#: How long libfuse may take to notice that a file was closed: the GIL and locks keep it waiting.
+_NOTICES_SECONDS = 10.0
 #: A rename follows its first half within microseconds.
 _PROVISIONAL_SECONDS = 0.02
 
@@ -38,18 +47,29 @@ class HiddenFiles:
         """The node behind a hidden name, or None."""
         return self._nodes.get((parent, name))
 
+    def is_hiding(self, old: bytes, new: bytes) -> bool:
+        """Whether a rename from path to path may be libfuse's, of a file that is to be hidden."""
+        folder, _, name = new.rpartition(b"/")
+        return folder == old.rpartition(b"/")[0] and bool(_NAME.fullmatch(name))
+
+    def is_open(self, number: int) -> bool:
+        """Whether libfuse may take a file for open."""
+        return self._files.was_open(number, _NOTICES_SECONDS)
+
     def is_counted(self, target: bytes | int, number: int) -> bool:
         """Whether libfuse takes the name by which it asks for a node for one more link, that it
         then does not tell of: it made the hidden name itself."""
         if number not in self._nodes.values():
             return False
-        return isinstance(target, int) or target.rpartition(b"/")[2].startswith(PREFIX)
+        return isinstance(target, int) or bool(_NAME.fullmatch(target.rpartition(b"/")[2]))
 
     def hide(self, node: Node, place: tuple[int, bytes], hidden: tuple[int, bytes]) -> None:
-        """Take the name `place` (directory, name) from an open file; `hidden` leads to it now."""
+        """Take the name `place` (directory, name) from a file; while it is open, `hidden` leads to
+        it."""
         with self._files.lock, self._tree.transaction():
             self._blocks.unname(self._tree.unlink(*place, keep=True))
-            self._nodes[hidden] = node.id
+            if self._files.is_open(node.id):
+                self._nodes[hidden] = node.id
             if node.nlink == 1:
                 self._tree.set_provisional(node.id, *place)
                 thread = threading.get_ident()
@@ -78,9 +98,8 @@ class HiddenFiles:
         try:
             self._files.fsync(handle, lambda: None)
         finally:
-            nameless = self._files.release(handle)
-            if nameless is not None:
-                self.closed(nameless)
+            if self._files.release(handle):
+                self.closed(node.id)
 
     def _await_rename(self) -> bool:
         """Whether this thread hid a file just now, for a rename. It may take its time then."""
@@ -101,25 +120,31 @@ class HiddenFiles:
                 del self._provisional[thread]
                 timer.cancel()
                 self._tree.set_provisional(number, None, None)
+                self._remove(number)
 
     def reveal(self, parent: int, name: bytes) -> bool:
         """Remove a hidden name, and its file unless that is still open; False: there is none."""
-        number = self._nodes.pop((parent, name), None)
-        if number is None:
-            return False
-        self._remove(number)
-        return True
+        with self._files.lock:
+            number = self._nodes.pop((parent, name), None)
+            if number is not None:
+                self._remove(number)
+        return number is not None
 
     def closed(self, number: int) -> None:
-        """The last handle of a file without a name was closed."""
-        if number not in self._nodes.values():
+        """The last handle of a file was closed."""
+        with self._files.lock:
+            for place in [place for place, node in self._nodes.items() if node == number]:
+                del self._nodes[place]
             self._remove(number)
 
     def _remove(self, number: int) -> None:
-        with self._files.lock:
-            if not self._files.is_open(number):
-                with self._tree.transaction():
-                    self._blocks.unname(self._tree.remove_orphan(number))
+        """Remove a file if it has no name, gets none back and is closed. Holds the lock."""
+        node = self._tree.node(number)
+        if node is None or node.nlink or self._files.is_open(number):
+            return
+        if all(number != provisional for provisional, _ in self._provisional.values()):
+            with self._tree.transaction():
+                self._blocks.unname(self._tree.remove_orphan(number))
 
     def recover(self) -> None:
         """After an unclean end: finish the removals, or undo those that were provisional."""

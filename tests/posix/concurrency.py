@@ -59,6 +59,22 @@ def _creating(place: Path) -> int:
     return len(os.listdir(place / "full")) - 1
 
 
+def _removing_what_was_closed(place: Path) -> list[str]:
+    """The library may not have noticed yet that a file was closed when it is removed."""
+
+    def work(number: int) -> None:
+        for step in range(2 * _TIMES):
+            path = place / f"dir/{number}-{step}"
+            path.touch()
+            if step % 2:
+                (place / f"dir/{number}").touch()
+                os.rename(place / f"dir/{number}", path)
+            os.unlink(path)
+
+    _in_processes(work)
+    return os.listdir(place / "dir")
+
+
 def _counting(place: Path) -> int:
     """A counter under a lock loses no step."""
     (place / "counter").write_bytes(b"0")
@@ -124,6 +140,7 @@ def _flock(place: Path) -> None:
 CASES = [
     case("many who append lose nothing", _appending, True),
     case("of many who make a name, one succeeds", _creating, _TIMES),
+    case("many who remove what they just closed leave nothing", _removing_what_was_closed, []),
     case("many who count under a lock lose nothing", _counting, _PROCESSES * _TIMES),
     case("many who replace a file show its readers a whole one", _replacing(OSError),
          (7, 0)),
