@@ -271,7 +271,10 @@ class _Common:
         return self.operations.read_into(fip.contents.fh, _memory(buf, size), offset)
 
     def write(self, path: bytes | None, buf: Any, size: int, offset: int, fip: Any) -> int:
-        return self.operations.write_from(fip.contents.fh, _memory(buf, size), offset)
+        info = fip.contents
+        # What the kernel has gathered comes by any of the file's handles.
+        appends = bool(info.flags & os.O_APPEND) and not info.writepage
+        return self.operations.write_from(info.fh, _memory(buf, size), offset, appends)
 
     def _getattr(self, path: bytes | None, buf: Any, fip: Any) -> None:
         ctypes.memset(buf, 0, ctypes.sizeof(buf.contents))

@@ -99,8 +99,8 @@ class Operations:
     def read_into(self, handle: int, target: memoryview, offset: int) -> int:
         return self._vfs.files.read_into(handle, target, offset)
 
-    def write_from(self, handle: int, data: memoryview, offset: int) -> int:
-        return self._vfs.write(handle, data, offset, self._caller)
+    def write_from(self, handle: int, data: memoryview, offset: int, appends: bool) -> int:
+        return self._vfs.write(handle, data, offset, self._caller, appends=appends)
 
     def open_file(self, path: bytes, flags: int) -> tuple[int, Caching]:
         """(handle, what the kernel may cache of the file)."""

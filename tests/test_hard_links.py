@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted import mounted
+from tests.mounted import BINDINGS, mounted
 
 pytestmark = pytest.mark.fuse
 
@@ -20,6 +20,26 @@ def folder(
     place = tmp_path_factory.mktemp("links")
     with mounted(place, "3", settings={"writeback": request.param}) as mount:
         yield mount.path
+
+
+_VARIANTS = [(fuse, writeback) for fuse in BINDINGS for writeback in ("on", "off")]
+
+
+@pytest.fixture(scope="module", params=_VARIANTS, ids=" ".join)
+def any_mount(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    fuse, writeback = request.param
+    place = tmp_path_factory.mktemp("links")
+    with mounted(place, fuse, settings={"writeback": writeback}) as mount:
+        yield mount.path
+
+
+@pytest.fixture
+def any_folder(any_mount: Path, request: pytest.FixtureRequest) -> Path:
+    folder = any_mount / request.node.name
+    folder.mkdir()
+    return folder
 
 
 def test_a_write_through_one_name_is_not_lost_to_what_the_kernel_keeps_of_another(
@@ -53,3 +73,57 @@ def test_attributes_and_counts_change_under_all_names_at_once(folder: Path) -> N
     assert two.stat().st_nlink == 2
     three.unlink()
     assert two.stat().st_nlink == 1
+
+
+def test_what_is_appended_by_two_names_is_all_there(any_folder: Path) -> None:
+    one, two = any_folder / "one", any_folder / "two"
+    one.touch()
+    os.link(one, two)
+    with one.open("ab", buffering=0) as first, two.open("ab", buffering=0) as second:
+        for number in range(20):
+            first.write(b"first %d\n" % number)
+            second.write(b"second %d\n" % number)
+    lines = [f"{word} {number}" for number in range(20) for word in ("first", "second")]
+    assert one.read_text().splitlines() == lines
+
+
+def test_the_name_that_is_left_shows_what_was_written_by_the_other(any_folder: Path) -> None:
+    one, two = any_folder / "one", any_folder / "two"
+    one.write_bytes(b"short")
+    os.link(one, two)
+    assert one.stat().st_size == two.stat().st_size == 5
+    with two.open("ab") as file:
+        file.write(b" and long" * 1000)
+    two.unlink()
+    assert one.read_bytes() == b"short" + b" and long" * 1000
+    with one.open("ab") as file:
+        file.write(b".")
+    assert one.read_bytes() == b"short" + b" and long" * 1000 + b"."
+
+
+def test_a_removed_name_that_is_open_sees_what_is_done_by_the_other(any_folder: Path) -> None:
+    one, two = any_folder / "one", any_folder / "two"
+    one.write_bytes(b"content")
+    os.link(one, two)
+    with one.open("r+b", buffering=0) as file:
+        one.unlink()
+        assert os.fstat(file.fileno()).st_nlink == 1
+        two.write_bytes(b"other")
+        assert os.pread(file.fileno(), 100, 0) == b"other"
+        file.write(b"O")
+        assert two.read_bytes() == b"Other"
+        two.unlink()
+        assert os.fstat(file.fileno()).st_nlink == 0
+        assert os.pread(file.fileno(), 100, 0) == b"Other"
+
+
+def test_two_removed_names_that_are_open_are_one_file(any_folder: Path) -> None:
+    one, two = any_folder / "one", any_folder / "two"
+    one.write_bytes(b"content")
+    os.link(one, two)
+    with one.open("r+b", buffering=0) as first, two.open("r+b", buffering=0) as second:
+        one.unlink()
+        two.unlink()
+        assert os.fstat(first.fileno()).st_nlink == os.fstat(second.fileno()).st_nlink == 0
+        second.write(b"CON")
+        assert os.pread(first.fileno(), 100, 0) == b"CONtent"

@@ -15,10 +15,10 @@ were placed and removed within one epoch. The caller gives them to `Blocks.unnam
 from __future__ import annotations
 
 import stat
-import threading
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
+from syncer.metadata.aliases import Aliases
 from syncer.metadata.contents import INLINE_RUN, Contents
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
@@ -72,16 +72,6 @@ class Node(NamedTuple):
         return self._replace(**values)
 
 
-class _Stale(threading.local):
-    """Files with several names that the current thread has changed, and not told of yet.
-
-    By thread, so that the call that made a change is the one that waits until it shows.
-    """
-
-    def __init__(self) -> None:
-        self.numbers: set[int] = set()
-
-
 def node_base(machine: int) -> int:
     """The number before the first node of a machine: its tag, never 0, above the counter."""
     return (machine % ((1 << _TAG_BITS) - 1) + 1) << _COUNTER_BITS
@@ -100,7 +90,7 @@ class Tree:
         self._node_numbers = iter(range(0))
         #: Counts the changes of names; a directory listing that spans calls compares it.
         self.name_changes = 0
-        self._stale = _Stale()
+        self.aliases = Aliases()
         db.on_rollback(self.forget)
 
     def transaction(self) -> AbstractContextManager[None]:
@@ -275,30 +265,32 @@ class Tree:
                 self._db.execute(_PAST_NODE, (self._epochs.open, node.id))
             self._epochs.touch(node.id)
             self._overwrite(node._replace(born=self._epochs.open))
-            # Also when it loses its last but one: the name that stays shows the old count.
-            self.note_change(before if before.nlink > node.nlink else node)
-            if node.size != before.size and node.is_file:
+            is_resized = node.size != before.size
+            if not node.is_dir:
+                # Also when it loses its last but one: the name that stays shows the old count.
+                self.aliases.note(node.id, max(before.nlink, node.nlink), content=is_resized)
+            if is_resized and node.is_file:
                 self._db.execute(
                     "UPDATE usage SET file_bytes = file_bytes + ?", (node.size - before.size,)
                 )
 
-    def note_change(self, node: Node) -> None:
-        """What the kernel knows of a file under its other names is out of date."""
-        if node.nlink > 1 and not node.is_dir:
-            self._stale.numbers.add(node.id)
+    def note_write(self, node: Node) -> None:
+        """A file was written to; the row may not tell it yet."""
+        self.aliases.note(node.id, node.nlink, content=True)
+
+    def is_known_twice(self, node: Node) -> bool:
+        """Whether the kernel may know something else of a file by one of its names."""
+        return self.aliases.is_known_twice(node.id, node.nlink)
 
     def take_stale_paths(self) -> list[bytes]:
         """All paths of files with several that this thread has changed since its last call."""
-        paths: list[bytes] = []
-        while self._stale.numbers:
-            paths += self.paths_of(self._stale.numbers.pop())
-        return paths
+        return [path for number in self.aliases.take_stale() for path in self.paths_of(number)]
 
     def paths_of(self, node_id: int) -> list[bytes]:
-        """All paths of a node."""
+        """All paths by which the kernel may know a node."""
         return [
             (b"" if parent == ROOT else self.path_of(parent)) + b"/" + name
-            for parent, name in self.names_of(node_id)
+            for parent, name in (*self.names_of(node_id), *self.aliases.hidden(node_id))
         ]
 
     def _overwrite(self, node: Node) -> None:
@@ -450,6 +442,7 @@ class Tree:
             (node.size if node.is_file else 0,),
         )
         self._epochs.touch(node.id)
+        self.aliases.forget(node.id)
         self._nodes.pop(node.id, None)
         return dropped
 

@@ -387,7 +387,7 @@ class Vfs:
 
     def caching(self, handle: int) -> Caching:
         """What the kernel may do with its cache of a file that was just opened."""
-        if self._node(self.files.node_id(handle)).nlink > 1:
+        if self._tree.is_known_twice(self._node(self.files.node_id(handle))):
             self.files.make_direct(handle)
             return Caching.NONE
         return Caching.KEEP if self.read_only is None else Caching.FRESH
@@ -398,6 +398,8 @@ class Vfs:
         data: memoryview,
         offset: int,
         caller: Callable[[], Caller] = lambda: SUPERUSER,
+        *,
+        appends: bool = False,
     ) -> int:
         """Write to an open file; returns len(data)."""
         if self.read_only is not None:
@@ -406,7 +408,7 @@ class Vfs:
             raise _error(errno.EFBIG)
         if self.files.begins_writing(handle):
             self._drop_privileges(self.files.node_id(handle), caller())
-        return self.files.write(handle, data, offset)
+        return self.files.write(handle, data, offset, appends=appends)
 
     def _drop_privileges(self, number: int, caller: Caller) -> None:
         """Who writes to a program must not leave it with another person's rights."""

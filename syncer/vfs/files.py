@@ -208,15 +208,20 @@ class Files:
         begins, opened.was_written = not opened.was_written, True
         return begins
 
-    def write(self, handle: int, data: memoryview, offset: int) -> int:
-        """Write to an open file; returns len(data)."""
+    def write(self, handle: int, data: memoryview, offset: int, *, appends: bool = False) -> int:
+        """Write to an open file; returns len(data).
+
+        With `appends` the offset is where the kernel takes the end to be. Of a file with several
+        names it knows one for each of them, so what others wrote would be lost.
+        """
         opened = self._handle(handle)
         self._see_others(opened)
         file = opened.file
-        file.write(data, offset)
+        with file.lock:
+            file.write(data, file.size if appends and opened.is_direct else offset)
         node = self._tree.node(file.node_id)
         if node is not None:
-            self._tree.note_change(node)
+            self._tree.note_write(node)
         return len(data)
 
     def truncate(self, handle: int, size: int) -> None:

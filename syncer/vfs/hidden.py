@@ -70,6 +70,7 @@ class HiddenFiles:
             self._blocks.unname(self._tree.unlink(*place, keep=True))
             if self._files.is_open(node.id):
                 self._nodes[hidden] = node.id
+                self._tree.aliases.hide(node.id, *hidden)
             if node.nlink == 1:
                 self._tree.set_provisional(node.id, *place)
                 thread = threading.get_ident()
@@ -125,16 +126,23 @@ class HiddenFiles:
     def reveal(self, parent: int, name: bytes) -> bool:
         """Remove a hidden name, and its file unless that is still open; False: there is none."""
         with self._files.lock:
-            number = self._nodes.pop((parent, name), None)
+            number = self._forget((parent, name))
             if number is not None:
                 self._remove(number)
         return number is not None
+
+    def _forget(self, place: tuple[int, bytes]) -> int | None:
+        """Forget a hidden name; returns the node that it led to."""
+        number = self._nodes.pop(place, None)
+        if number is not None:
+            self._tree.aliases.reveal(number, *place)
+        return number
 
     def closed(self, number: int) -> None:
         """The last handle of a file was closed."""
         with self._files.lock:
             for place in [place for place, node in self._nodes.items() if node == number]:
-                del self._nodes[place]
+                self._forget(place)
             self._remove(number)
 
     def _remove(self, number: int) -> None:
