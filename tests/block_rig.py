@@ -17,6 +17,7 @@ from tests.memory_remote import MemoryRemote
 
 SEED = 7
 LIMIT_BYTES = 64_000_000
+_NODE = 77
 
 
 def content(number: int, size_bytes: int = 20_000) -> bytes:
@@ -61,6 +62,12 @@ class Rig:
             self.blocks.name([block_id])
         self.blocks.unhold([block_id])
         return block_id
+
+    def sync(self, block_ids: Iterable[bytes]) -> None:
+        """What a file's fsync does with its blocks."""
+        with self.db.lock:
+            self.blocks.undo.placed(_NODE, block_ids)
+        self.blocks.finish_sync(self.blocks.begin_sync(_NODE))
 
     def drop(self, block_id: bytes) -> None:
         with self.db.transaction():

@@ -496,7 +496,7 @@ def unsynced(rig: Rig) -> set[bytes]:
 def test_only_what_was_synced_counts_as_power_safe(rig: Rig) -> None:
     ids = [rig.write(content(number)) for number in range(3)]
     assert unsynced(rig) == set(ids)
-    rig.blocks.sync([ids[0], HOLE])
+    rig.sync([ids[0], HOLE])
     assert unsynced(rig) == set(ids[1:])
     rig.blocks.sync_all()
     assert not unsynced(rig)
@@ -504,7 +504,7 @@ def test_only_what_was_synced_counts_as_power_safe(rig: Rig) -> None:
 
 def test_a_block_may_be_synced_before_it_is_named(rig: Rig) -> None:
     ids = [rig.blocks.put(content(number)) for number in range(2)]
-    rig.blocks.sync(ids[:1])
+    rig.sync(ids[:1])
     with rig.db.transaction():
         rig.blocks.name(ids)
     rig.blocks.unhold(ids)
@@ -525,7 +525,7 @@ def test_a_block_written_anew_during_a_sync_is_not_taken_for_the_old_one(
         return synced
 
     monkeypatch.setattr(rig.cache, "sync", sync)
-    rig.blocks.sync([block_id])
+    rig.sync([block_id])
     assert unsynced(rig) == {block_id}
 
 

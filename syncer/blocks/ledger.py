@@ -56,6 +56,18 @@ class Hold:
 
 
 @dataclass(frozen=True)
+class FileSync:
+    """What has to be synced for a file to be power-safe as it was at one moment."""
+
+    node_id: int
+    turn: int
+    """Of `Undo`: the one that ended for this file at that moment."""
+    rows: dict[bytes, int | None]
+    """Blocks with their places in the queue."""
+    held: dict[bytes, Hold]
+
+
+@dataclass(frozen=True)
 class Usage:
     """What the local blocks amount to."""
 
@@ -271,38 +283,45 @@ class Ledger:
 
     # Power-safe -----------------------------------------------------------------------------
 
-    def sync(self, block_ids: Iterable[bytes]) -> None:
-        """Make the local files of these blocks power-safe; waits for the disk.
+    def begin_sync(self, node_id: int) -> FileSync:
+        """Note which blocks a file names that are not synced yet. The caller holds its lock."""
+        with self._db.lock:
+            rows, held = self._unsynced(self.undo.unsynced(node_id))
+            return FileSync(node_id, self.undo.end_turn_of(node_id), rows, held)
 
-        For their rows to be so, `db.sync` comes after it. Not to be called inside a transaction.
+    def _unsynced(
+        self, block_ids: set[bytes]
+    ) -> tuple[dict[bytes, int | None], dict[bytes, Hold]]:
+        rows: dict[bytes, int | None] = {}
+        for block_id in block_ids:
+            row = self._db.query_one(
+                "SELECT dirty FROM block WHERE id = ? AND synced = 0", (block_id,)
+            )
+            if row is not None:
+                rows[block_id] = row[0]
+        with self._lock:
+            holds = {block_id: self._holds.get(block_id) for block_id in block_ids}
+        held = {key: hold for key, hold in holds.items() if hold and hold.stored}
+        return rows, {key: hold for key, hold in held.items() if not hold.synced}
+
+    def finish_sync(self, begun: FileSync) -> None:
+        """Make what `begin_sync` noted power-safe; waits for the disk, while the file may change.
+
+        What it names no more by then is synced as well: without power it may go back to that. For
+        the rows to be safe, `db.sync` comes after it. Not to be called inside a transaction.
         Raises PermanentError if the disk fails.
         """
-        wanted = set(block_ids)
-        with self._db.lock:
-            rows = [
-                (block_id, row[0])
-                for block_id in wanted
-                if (
-                    row := self._db.query_one(
-                        "SELECT dirty FROM block WHERE id = ? AND synced = 0", (block_id,)
-                    )
-                )
-            ]
-            with self._lock:
-                held = [
-                    (block_id, hold)
-                    for block_id in wanted
-                    if (hold := self._holds.get(block_id)) and hold.stored and not hold.synced
-                ]
-        if not rows and not held:
-            return
-        there = set(self.cache.sync({block_id for block_id, _ in [*rows, *held]}))
-        self._mark_synced(
-            [row for row in rows if row[0] in there], [hold for key, hold in held if key in there]
-        )
+        wanted = begun.rows.keys() | begun.held.keys()
+        if wanted:
+            there = set(self.cache.sync(wanted))
+            self._mark_synced(
+                [row for row in begun.rows.items() if row[0] in there],
+                [hold for block_id, hold in begun.held.items() if block_id in there],
+            )
+        self.undo.forget(begun.node_id, begun.turn)
 
     def sync_all(self) -> None:
-        """As `sync`, for all blocks: ends a turn, see `undo`."""
+        """The same at once for all blocks: ends a turn, see `undo`."""
         with self._db.lock:
             turn = self.undo.end_turn()
             rows = [

@@ -17,8 +17,11 @@ the turn in which it is committed. One sync, and what a power cut after each ste
 
 The database comes back as it was after some commit. So a file is brought back by undoing its newest
 turn, and the one before where that state lost blocks as well; the oldest state is whole. A file
-that is younger than its copies could be, and lost blocks, becomes empty. fsync of a file ends with
-`forget`: its state then is whole, and the next change copies it anew.
+that is younger than its copies could be, and lost blocks, becomes empty.
+
+fsync does the same for one file, which has a turn of its own end (`end_turn_of`, `forget`): while its
+blocks are synced, others may write to it, and their changes copy the state that is being synced.
+Turns are numbered on from those that a killed process left copies of.
 
 Files in the database itself need no copy while they stay there. Names and attributes need none:
 they come back with the commit.
@@ -55,7 +58,8 @@ class Undo:
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._turn = 1
+        row = db.query_one("SELECT max(turn) FROM undo_file")
+        self._turn: int = 1 + (row[0] or 0 if row else 0)
         #: Made in this turn: before it there was nothing to go back to.
         self._new: set[int] = set()
         #: What has its copy in this turn; spares the statements.
@@ -123,16 +127,27 @@ class Undo:
         with self._db.lock:
             return set(self._placed.get(node_id, ()))
 
-    def forget(self, node_id: int) -> None:
-        """All blocks of a file are synced, and it did not change meanwhile: its state is whole."""
+    def end_turn_of(self, node_id: int) -> int:
+        """Step 1 for one file, whose lock the caller holds; returns the turn that ended for it."""
         with self._db.lock:
-            self._placed.pop(node_id, None)
+            ended = self._turn
+            self._turn += 1
             self._new.discard(node_id)
             self._kept = {key for key in self._kept if key[0] != node_id}
-            if self._db.query_one("SELECT 1 FROM undo_file WHERE node = ? LIMIT 1", (node_id,)):
+            return ended
+
+    def forget(self, node_id: int, turn: int) -> None:
+        """Step 3 for one file: what it named at the end of `turn` is synced."""
+        with self._db.lock:
+            self._prune(node_id, turn)
+            if self._db.query_one(
+                "SELECT 1 FROM undo_file WHERE node = ? AND turn <= ? LIMIT 1", (node_id, turn)
+            ):
                 with self._db.transaction():
                     for table in _TABLES:
-                        self._db.execute(f"DELETE FROM {table} WHERE node = ?", (node_id,))
+                        self._db.execute(
+                            f"DELETE FROM {table} WHERE node = ? AND turn <= ?", (node_id, turn)
+                        )
 
     def end_turn(self) -> int:
         """Step 1; returns the turn that ended."""
@@ -147,12 +162,14 @@ class Undo:
         """Step 3: what was committed by the end of `turn` is synced. In a transaction."""
         for table in _TABLES:
             self._db.execute(f"DELETE FROM {table} WHERE turn <= ?", (turn,))
-        for node_id, blocks in list(self._placed.items()):
-            left = {block_id: since for block_id, since in blocks.items() if since > turn}
-            if left:
-                self._placed[node_id] = left
-            else:
-                del self._placed[node_id]
+        for node_id in list(self._placed):
+            self._prune(node_id, turn)
+
+    def _prune(self, node_id: int, turn: int) -> None:
+        """What a file was given by the end of `turn` is synced."""
+        blocks = self._placed.pop(node_id, {})
+        if left := {block_id: since for block_id, since in blocks.items() if since > turn}:
+            self._placed[node_id] = left
 
     # After a power cut
 

@@ -415,11 +415,14 @@ class OpenFile:
         return True
 
     def sync(self, sync_metadata: Callable[[], None]) -> None:
-        """fsync: flush, then make this file's own blocks power-safe, then the metadata."""
+        """fsync: flush, then make this file's own blocks power-safe, then the metadata.
+
+        Others may read and write the file while this waits for the disk.
+        """
         with self.lock:
             self.flush()
-            self._blocks.sync(self._blocks.undo.unsynced(self.node_id))
-            self._blocks.undo.forget(self.node_id)
+            begun = self._blocks.begin_sync(self.node_id)
+        self._blocks.finish_sync(begun)
         sync_metadata()
 
     def replace_blocks(self, blocks: Mapping[int, bytes], size: int) -> None:
