@@ -42,7 +42,7 @@ class Rig:
         self._open()
 
     def _open(self) -> None:
-        self.db = Database(self.folder / "meta.db")
+        self.db = Database(self.folder / "metadata.db")
         self.cache = Cache(self.folder / "blocks", self.limit_bytes, 0, self.timeout_seconds)
         self.fetcher = Fetcher(self.remote, SEED)
         self.blocks = Blocks(self.db, self.cache, self.fetcher, SEED)

@@ -19,6 +19,7 @@ from syncer.metadata.contents import Contents
 from syncer.metadata.epochs import Epochs
 from syncer.metadata.tree import Tree, node_base
 from syncer.process.committer import Committer
+from syncer.process.recovery import recover
 from syncer.vfs.caller import Caller
 from syncer.vfs.calls import Vfs
 from syncer.vfs.files import Files
@@ -57,8 +58,12 @@ class VfsRig(Rig):
         limit_bytes: int = 64_000_000,
         timeout_seconds: float = 30.0,
         inline_total_bytes: int = 1_000_000,
+        *,
+        power_was_cut: bool | None = None,
     ) -> None:
+        """With `power_was_cut`, the last process came to an unclean end, and that is recovered."""
         self._inline_total_bytes = inline_total_bytes
+        self._power_was_cut = power_was_cut
         super().__init__(folder, limit_bytes, timeout_seconds)
 
     def _open(self) -> None:
@@ -85,6 +90,8 @@ class VfsRig(Rig):
             self.db, self.epochs, self.blocks, self.vfs, 3600.0, lambda: None
         )
         # As the engine does at its start.
+        if self._power_was_cut is not None:
+            recover(self.db, self.blocks, self.tree, power_was_cut=self._power_was_cut)
         self.vfs.hidden.recover()
         self.vfs.files.adopt()
 
@@ -96,6 +103,11 @@ class VfsRig(Rig):
         for _, timer in self.vfs.hidden._provisional.values():
             timer.cancel()
         super().reopen()
+
+    def restart(self) -> None:
+        """kill -9, and the next start."""
+        self._power_was_cut = False
+        self.reopen()
 
     # What background threads would do
 

@@ -318,7 +318,7 @@ class Ledger:
                 [row for row in begun.rows.items() if row[0] in there],
                 [hold for block_id, hold in begun.held.items() if block_id in there],
             )
-        self.undo.forget(begun.node_id, begun.turn)
+        self.undo.synced(begun.node_id, begun.turn)
 
     def sync_all(self) -> None:
         """The same at once for all blocks: ends a turn, see `undo`."""

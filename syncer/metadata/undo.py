@@ -19,8 +19,8 @@ The database comes back as it was after some commit. So a file is brought back b
 turn, and the one before where that state lost blocks as well; the oldest state is whole. A file
 that is younger than its copies could be, and lost blocks, becomes empty.
 
-fsync does the same for one file, which has a turn of its own end (`end_turn_of`, `forget`): while its
-blocks are synced, others may write to it, and their changes copy the state that is being synced.
+fsync ends a turn for one file only (`end_turn_of`), whose blocks it then syncs. The next change of the
+file, even if it comes meanwhile, copies the state that fsync makes whole, and undoing ends there.
 Turns are numbered on from those that a killed process left copies of.
 
 Files in the database itself need no copy while they stay there. Names and attributes need none:
@@ -136,18 +136,12 @@ class Undo:
             self._kept = {key for key in self._kept if key[0] != node_id}
             return ended
 
-    def forget(self, node_id: int, turn: int) -> None:
-        """Step 3 for one file: what it named at the end of `turn` is synced."""
+    def synced(self, node_id: int, turn: int) -> None:
+        """What a file was given by the end of `turn` is synced."""
         with self._db.lock:
-            self._prune(node_id, turn)
-            if self._db.query_one(
-                "SELECT 1 FROM undo_file WHERE node = ? AND turn <= ? LIMIT 1", (node_id, turn)
-            ):
-                with self._db.transaction():
-                    for table in _TABLES:
-                        self._db.execute(
-                            f"DELETE FROM {table} WHERE node = ? AND turn <= ?", (node_id, turn)
-                        )
+            blocks = self._placed.pop(node_id, {})
+            if left := {block_id: since for block_id, since in blocks.items() if since > turn}:
+                self._placed[node_id] = left
 
     def end_turn(self) -> int:
         """Step 1; returns the turn that ended."""
@@ -163,13 +157,7 @@ class Undo:
         for table in _TABLES:
             self._db.execute(f"DELETE FROM {table} WHERE turn <= ?", (turn,))
         for node_id in list(self._placed):
-            self._prune(node_id, turn)
-
-    def _prune(self, node_id: int, turn: int) -> None:
-        """What a file was given by the end of `turn` is synced."""
-        blocks = self._placed.pop(node_id, {})
-        if left := {block_id: since for block_id, since in blocks.items() if since > turn}:
-            self._placed[node_id] = left
+            self.synced(node_id, turn)
 
     # After a power cut
 

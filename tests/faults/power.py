@@ -55,6 +55,7 @@ class Disk:
         self._wal_is_named = False
 
     def __enter__(self) -> Disk:
+        self._take_up()
         self._vfs = _Vfs(self)
         apsw.set_default_vfs("power")
         watched = _Os(self)
@@ -62,6 +63,16 @@ class Disk:
         self._patch.setattr(db, "os", watched)
         self._patch.setattr(cache, "_libc", watched)
         return self
+
+    def _take_up(self) -> None:
+        """What is there already is safe."""
+        for path in map(str, self.folder.glob("blocks/*/*")):
+            if self._is_block(path):
+                inode = _Inode()
+                inode.is_synced = True
+                self._names[path] = [(inode, Path(path).read_bytes())]
+        for path in map(str, self.folder.glob("metadata.db*")):
+            self._synced[path] = Path(path).read_bytes()
 
     def __exit__(
         self,
@@ -114,9 +125,9 @@ class Disk:
                 place.parent.mkdir(exist_ok=True)
                 inode, content = state
                 place.write_bytes(content if inode.is_synced else self._torn(content))
-        for name in ("meta.db", "meta.db-wal"):
+        for name in ("metadata.db", "metadata.db-wal"):
             path = self.folder / name
-            if path.exists() and (name == "meta.db" or self._wal_is_named or self._flip()):
+            if path.exists() and (name == "metadata.db" or self._wal_is_named or self._flip()):
                 before = self._synced.get(str(path), b"")
                 (target / name).write_bytes(self._mixed(before, path.read_bytes()))
 
