@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from syncer.blocks.budget import disk_bytes
@@ -439,14 +439,17 @@ class Ledger:
                 del self._removing[block_id]
             self._removed.notify_all()
 
-    def sweep(self) -> list[bytes]:
+    def sweep(self, stopping: Callable[[], bool] = lambda: False) -> list[bytes]:
         """After an unclean end: make files and rows match. Reads both; for the background.
 
         Removes files that nothing names, and rows of clean blocks whose files are gone. Returns
         the dirty blocks whose files are gone: their content is lost if the remote lacks them.
+        Ends early when `stopping`.
         """
         lost: list[bytes] = []
         for first_byte in range(256):
+            if stopping():
+                break
             self._unlink(self._doom_strays(first_byte))
             lost += self._drop_absent(first_byte)
         return lost

@@ -74,6 +74,9 @@ class Engine:
         self._fuse = fuse
         self._started = False
         self._is_stopping = False
+        #: Whether rows and block files are known to match, see `Ledger.sweep`.
+        self._is_swept = False
+        self._sweeper = threading.Thread(target=self._sweep, name="syncer-sweep", daemon=True)
         self._db = Database(self.folder.database)
         seed: int = self._db.get_meta("seed")
         self._remote = remote_of(config)
@@ -149,7 +152,9 @@ class Engine:
         last_boot, boot = self._db.get_meta("boot", ""), _BOOT_ID.read_text().strip()
         if last_boot:
             recover(self._db, self._blocks, self._tree, power_was_cut=last_boot != boot)
+        # On the disk before any file is made: a power cut must not look like a clean end.
         self._db.set_meta("boot", boot)
+        self._db.sync()
         self.vfs.hidden.recover()
         self.vfs.files.adopt()
         self._remote.prepare()
@@ -157,17 +162,21 @@ class Engine:
         self._committer.start()
         self._loop.start()
         self._started = True
-        if last_boot:
-            threading.Thread(target=self._sweep, name="syncer-sweep", daemon=True).start()
+        self._is_swept = not last_boot
+        self._sweeper.start()
 
     def started(self) -> None:
         """libfuse is ready; see `mount.Host`."""
         self.start()
 
     def _sweep(self) -> None:
+        if self._is_swept:
+            return
         try:
-            for block_id in self._blocks.sweep():
+            for block_id in self._blocks.sweep(lambda: self._is_stopping):
                 log.error("the local copy of block %s is missing", block_id.hex())
+            # Else the next start goes through them again.
+            self._is_swept = not self._is_stopping
         except SyncerError as error:
             log.warning("the local blocks could not be checked: %s", error)
 
@@ -183,8 +192,10 @@ class Engine:
         self._remote.close()
         if self._started:
             self._loop.stop()
-            self._db.set_meta("boot", "")
-            self._db.sync()
+            self._sweeper.join()
+            if self._is_swept:
+                self._db.set_meta("boot", "")
+                self._db.sync()
         self._db.close()
 
     def _on_closed(self) -> None:

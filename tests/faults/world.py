@@ -1,16 +1,18 @@
 """Random work on a file system without FUSE, and what a power cut may leave of it.
 
-Names are those of one moment since the last sync of the database, all of them: a commit is there with
-all that came before it. Each block of a file is as it was at some moment since the file was synced.
+Names are those of one moment since the last sync of the database, all of them: a commit is there
+with all that came before it. Each block of a file is as it was at some moment since the file was
+synced.
 """
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from syncer.blocks.ledger import FileSync
 from syncer.codec import BLOCK_BYTES
 from syncer.metadata.history import History
 from syncer.metadata.moments import Moments
@@ -101,8 +103,8 @@ class World:
         work: list[Callable[[], None]] = [
             *often, *often, self.rewrite, self.truncate, self.punch, self.copy, self.rename,
             self.rename, self.exchange, self.link, self.unlink, self.mkdir, self.rmdir,
-            self.sync_folder, self.write_while_syncing, self.snapshot, self.restore, self.round,
-            self.upload, self.collect, self.kill,
+            self.sync_folder, self.replace, self.write_while_syncing, self.snapshot, self.restore,
+            self.round, self.upload, self.collect, self.kill,
         ]  # fmt: skip
         for _ in range(steps):
             self.random.choice(work)()
@@ -263,22 +265,21 @@ class World:
             return
         path, file = found
         self._overwrite(path, file, self._noise())
-        synced, cache = file.newest, self.rig.blocks.cache
-        sync = cache.sync
+        synced, blocks = file.newest, self.rig.blocks
+        finish_sync = blocks.finish_sync
 
-        def write_first(block_ids: Iterable[bytes]) -> list[bytes]:
-            wanted = list(block_ids)
+        def write_first(begun: FileSync) -> None:
             self._overwrite(path, file, self._noise())
-            return sync(wanted)
+            finish_sync(begun)
 
-        cache.sync = write_first  # type: ignore[method-assign]
+        blocks.finish_sync = write_first  # type: ignore[method-assign]
         try:
             handle = self.rig.vfs.open(path, os.O_RDWR)
             self.rig.vfs.files.fsync(handle, self.rig.db.sync)
             file.safe(synced)
             self._names_are_safe()
         finally:
-            cache.sync = sync  # type: ignore[method-assign]
+            blocks.finish_sync = finish_sync  # type: ignore[method-assign]
         self._close(handle)
 
     def sync_folder(self) -> None:
@@ -323,14 +324,16 @@ class World:
         if old.endswith(b"/"):
             self._move_folder(old)
             return
-        target = self._some() if self.random.random() < 0.7 else None
-        new = target[0] if target else self._new_path()
-        file = self._file(old)
-        if target and target[1] is file:
+        target = self._some() if self.random.random() < 0.5 else None
+        self._rename(old, target[0] if target else self._new_path())
+
+    def _rename(self, old: bytes, new: bytes) -> None:
+        file, replaces = self._file(old), new in self.now
+        if replaces and self._file(new) is file:
             return
         # Where it takes the place of another file neither may be lost: when the names are the
         # new ones, so is the content.
-        moved = Entry(file, file.newest) if target else self.now[old]
+        moved = Entry(file, file.newest) if replaces else self.now[old]
 
         def move(names: Names) -> None:
             del names[old]
@@ -338,6 +341,15 @@ class World:
 
         self._changes(move)
         self.rig.vfs.rename(old, new)
+
+    def replace(self) -> None:
+        """As careful programs save, and as careless ones do: without an fsync."""
+        if found := self._some():
+            self.create()
+            new = next(reversed(self.now))
+            self._rename(new, found[0])
+            if self.random.random() < 0.7:
+                self.sync_folder()
 
     def _move_folder(self, old: bytes) -> None:
         new = b"/" + self._new_name() + b"/"
