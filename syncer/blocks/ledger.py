@@ -203,15 +203,18 @@ class Ledger:
         blocks, disk, dirty = 0, 0, 0
         for block_id in block_ids:
             row = self._db.query_one(
-                "SELECT size, refs FROM block WHERE id = ? AND dirty IS NOT NULL", (block_id,)
+                "SELECT size, refs, synced FROM block WHERE id = ? AND dirty IS NOT NULL",
+                (block_id,),
             )
             if row is None:
                 continue
-            size_bytes, refs = row
+            size_bytes, refs, synced = row
             if refs > 1:
                 self._db.execute("UPDATE block SET refs = refs - 1 WHERE id = ?", (block_id,))
                 continue
             self._db.execute("DELETE FROM block WHERE id = ?", (block_id,))
+            if not synced:
+                self.undo.note_dropped(block_id)
             with self._lock:
                 hold = self._holds.get(block_id)
                 if hold is not None:
@@ -289,9 +292,7 @@ class Ledger:
             rows, held = self._unsynced(self.undo.unsynced(node_id))
             return FileSync(node_id, self.undo.end_turn_of(node_id), rows, held)
 
-    def _unsynced(
-        self, block_ids: set[bytes]
-    ) -> tuple[dict[bytes, int | None], dict[bytes, Hold]]:
+    def _unsynced(self, block_ids: set[bytes]) -> tuple[dict[bytes, int | None], dict[bytes, Hold]]:
         rows: dict[bytes, int | None] = {}
         for block_id in block_ids:
             row = self._db.query_one(

@@ -331,7 +331,9 @@ class Blocks(Ledger):
     def damaged_unsynced(self) -> set[bytes]:
         """The blocks that the remote lacks, and whose files were not synced and are not whole."""
         rows = self._db.query("SELECT id FROM block WHERE synced = 0 AND dirty IS NOT NULL")
-        return {row[0] for row in rows if self._read_whole(row[0]) is None}
+        dropped = set(self.undo.dropped())
+        suspects = {row[0] for row in rows} | dropped - self._with_rows(dropped)
+        return {block_id for block_id in suspects if self._read_whole(block_id) is None}
 
     def _read_whole(self, block_id: bytes) -> bytes | None:
         content = self._read_file(block_id)

@@ -117,7 +117,8 @@ CREATE TABLE undo_file(
 ) WITHOUT ROWID;
 CREATE TABLE undo_run(
   node INTEGER NOT NULL, turn INTEGER NOT NULL, run INTEGER NOT NULL,
-  data BLOB,                   -- of table content; NULL: it had no such row
+  data BLOB,                   -- of table content; NULL: it had no such row. Of node 0: the id
+                               -- of a block that was dropped before it was synced
   PRIMARY KEY(node, turn, run)
 ) WITHOUT ROWID;
 CREATE TABLE undo_patch(       -- all patches that it had

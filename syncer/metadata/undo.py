@@ -19,9 +19,12 @@ The database comes back as it was after some commit. So a file is brought back b
 turn, and the one before where that state lost blocks as well; the oldest state is whole. A file
 that is younger than its copies could be, and lost blocks, becomes empty.
 
-fsync ends a turn for one file only (`end_turn_of`), whose blocks it then syncs. The next change of the
-file, even if it comes meanwhile, copies the state that fsync makes whole, and undoing ends there.
+fsync ends a turn for one file only (`end_turn_of`), whose blocks it then syncs. The next change of
+the file, even if it comes meanwhile, copies the state that fsync makes whole: undoing ends there.
 Turns are numbered on from those that a killed process left copies of.
+
+A copy may name blocks without rows: those that were evicted are on the remote, and those that were
+dropped still have their files, which a cut may damage where they were not synced: these are noted.
 
 Files in the database itself need no copy while they stay there. Names and attributes need none:
 they come back with the commit.
@@ -36,7 +39,10 @@ from syncer.codec import HOLE, split_ids
 from syncer.metadata.db import Database
 
 _INLINE_RUN = -1
+#: No node; its rows in undo_run hold one block's id each.
+_DROPPED = 0
 _TABLES = ("undo_file", "undo_run", "undo_patch")
+_ALL_TURNS = "SELECT turn FROM undo_file UNION ALL SELECT turn FROM undo_run"
 
 
 @dataclass
@@ -58,7 +64,7 @@ class Undo:
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        row = db.query_one("SELECT max(turn) FROM undo_file")
+        row = db.query_one(f"SELECT max(turn) FROM ({_ALL_TURNS})")
         self._turn: int = 1 + (row[0] or 0 if row else 0)
         #: Made in this turn: before it there was nothing to go back to.
         self._new: set[int] = set()
@@ -126,6 +132,24 @@ class Undo:
         """The blocks of a file that may not be synced yet."""
         with self._db.lock:
             return set(self._placed.get(node_id, ()))
+
+    def note_dropped(self, block_id: bytes) -> None:
+        """A block that is perhaps not synced loses its row, and copies may name it.
+
+        In the transaction in which it does.
+        """
+        self._db.execute(
+            "INSERT INTO undo_run SELECT ?1, ?2, 1 + coalesce(max(run), 0), ?3 FROM undo_run"
+            " WHERE node = ?1 AND turn = ?2",
+            (_DROPPED, self._turn, block_id),
+        )
+
+    def dropped(self) -> list[bytes]:
+        """What `note_dropped` was told since the last sync of all blocks."""
+        return [
+            row[0]
+            for row in self._db.query("SELECT data FROM undo_run WHERE node = ?", (_DROPPED,))
+        ]
 
     def end_turn_of(self, node_id: int) -> int:
         """Step 1 for one file, whose lock the caller holds; returns the turn that ended for it."""
