@@ -119,6 +119,26 @@ def test_a_hidden_file_is_in_no_listing_and_in_no_way(rig: VfsRig) -> None:
     rig.vfs.release(handle)
 
 
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_hidden_file_goes_though_its_directory_is_gone(rig: VfsRig, replace: bool) -> None:
+    """libfuse can't remove the hidden name then."""
+    rig.vfs.mkdir(b"/d", 0o755, ME)
+    rig.vfs.mkdir(b"/e", 0o755, ME)
+    rig.make(b"/d/open", b"content")
+    rig.make(b"/d/closing", b"content")
+    handle = rig.vfs.open(b"/d/open", os.O_RDWR)
+    rig.vfs.rename(b"/d/open", b"/d/.fuse_hidden0000000100000001")
+    rig.vfs.rename(b"/d/closing", b"/d/.fuse_hidden0000000200000002")
+    if replace:
+        rig.vfs.rename(b"/e", b"/d")
+    else:
+        rig.vfs.rmdir(b"/d")
+    assert rig.read(handle) == b"content"
+    rig.vfs.release(handle)
+    assert rig.tree.orphans() == []
+    assert rig.vfs.totals()[0] == 2
+
+
 def test_a_hidden_file_goes_with_its_last_handle(rig: VfsRig) -> None:
     rig.make(b"/file", os.urandom(10_000))
     handle = rig.vfs.open(b"/file", os.O_RDWR)
