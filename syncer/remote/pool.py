@@ -18,11 +18,13 @@ CALLERS = 8
 """At once on one connection: while one waits for its round trips, the others keep it busy. More
 would only queue up behind each other's blocks."""
 CROWD = 6
-"""With so many callers on each connection a further one is opened. It costs both ends some tenths
-of a second of work, which only a link that several callers don't fill gives back."""
+"""With so many callers on each connection for `CROWDED_SECONDS` a further one is opened. It costs
+both ends some tenths of a second of work, which only a long transfer gives back, over a link that
+several callers don't fill."""
+CROWDED_SECONDS = 0.5
 OPENING_AT_ONCE = 2
 """Servers drop connections when many are not logged in yet (MaxStartups 10:30:100)."""
-READY = 3
+READY = 4
 """Connections that `prepare` opens: one for urgent callers, the others for all."""
 REOPEN_AFTER_SECONDS = 10.0
 """How long to make do with what is open after a further connection was refused."""
@@ -60,7 +62,7 @@ class Pool:
     A caller gets the first of these that there is:
 
     1. a connection that nobody uses,
-    2. the one with the fewest callers; where it is crowded, a thread opens a further one meanwhile,
+    2. the one with the fewest callers; if all stay crowded, a thread opens a further one meanwhile,
     3. a new one, for which it waits.
 
     Ordinary callers together use at most all but `RESERVED` of the connections that there may be,
@@ -80,6 +82,7 @@ class Pool:
         # The condition guards everything below.
         self._lines: list[_Line] = []  # those that were used last are at the end
         self._opening = 0
+        self._crowded_since: float | None = None
         self._open_after = 0.0
         self._failures = 0
         self._last_failure: SyncerError = OfflineError("")
@@ -123,8 +126,7 @@ class Pool:
                 while True:
                     self._raise_if_closed()
                     line = self._find_idle(urgent) or self._find_shared(urgent)
-                    needs_more = line is None or line.callers >= CROWD
-                    may_open = needs_more and self._may_open(urgent)
+                    may_open = self._needs_more(line) and self._may_open(urgent)
                     self._opening += may_open
                     if line is not None or may_open:
                         break
@@ -146,6 +148,20 @@ class Pool:
             return True
         used = sum(line.ordinary > 0 for line in self._lines)
         return used < min(self._ordinary_limit, max(1, len(self._lines) - 1))
+
+    def _needs_more(self, best: _Line | None) -> bool:
+        """Whether there are too few connections, if this is the best that there is."""
+        if best is None:
+            return True
+        now = time.monotonic()
+        if best.callers < CROWD:
+            self._crowded_since = None
+        elif self._crowded_since is None:
+            self._crowded_since = now
+        elif now - self._crowded_since > CROWDED_SECONDS:
+            self._crowded_since = now
+            return True
+        return False
 
     def _may_open(self, urgent: bool) -> bool:
         count = len(self._lines) + self._opening

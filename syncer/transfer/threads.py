@@ -33,6 +33,8 @@ _READ_AHEAD_BLOCKS = 256
 #: Blocks fetched at once. Each spends two round trips, so a link of 100 MB/s and 40 ms takes a
 #: dozen, and as many again while answers are checked and stored.
 _READ_AHEAD_WORKERS = 24
+#: A worker without work looks up that often; new work wakes it.
+_IDLE_SECONDS = 10.0
 _STOP_SECONDS = 5.0
 
 
@@ -183,13 +185,13 @@ class _Wishes:
             self._queue.update((key, None) for key in block_ids if key != HOLE)
             while len(self._queue) > self._limit:
                 del self._queue[next(iter(self._queue))]
-            self._added.notify_all()
+            self._added.notify(len(self._queue))
 
     def take(self) -> bytes | None:
         """The oldest, or None if there is none for a while."""
         with self._added:
             if not self._queue:
-                self._added.wait(_EVICT_SECONDS)
+                self._added.wait(_IDLE_SECONDS)
             if not self._queue:
                 return None
             block_id = next(iter(self._queue))

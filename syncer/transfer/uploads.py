@@ -30,8 +30,10 @@ log = logging.getLogger(__name__)
 
 #: How many blocks are asked of the database at once.
 _BATCH_BLOCKS = 128
-#: An idle worker looks for work that often; `kick` makes it look at once.
+#: One idle worker looks for work that often, for all; `kick` makes it look at once.
 _IDLE_SECONDS = 0.2
+#: The others are woken when there is some.
+_REST_SECONDS = 10.0
 #: How long a worker waits for the remote before it looks whether it should stop.
 _WAIT_SECONDS = 0.5
 #: What was passed over, for whatever reason, is found again after this time.
@@ -84,8 +86,11 @@ class Uploads:
         self._blocks_rate = MovingRate()
         # One marks for all who finish meanwhile: many completions per commit.
         self._marking = threading.Lock()
-        self._changed = threading.Condition()
-        # The condition guards everything below. It comes before db.lock.
+        lock = threading.Lock()
+        self._changed = threading.Condition(lock)
+        self._work = threading.Condition(lock)
+        # The lock, which both share, guards everything below. It comes before db.lock.
+        self._is_watched = False
         self._queue: deque[bytes] = deque()
         self._place = 0
         self._looked_at = self._rewound_at = float("-inf")
@@ -125,14 +130,14 @@ class Uploads:
         """There is work: look at once."""
         with self._changed:
             self._looked_at = float("-inf")
-            self._changed.notify_all()
+            self._work.notify_all()
 
     def retry(self) -> None:
         """An obstacle may be gone: end every pause, and try damaged blocks again."""
         with self._changed:
             self._looked_at = self._resume_at = self._rewound_at = float("-inf")
             self._aside.clear()
-            self._changed.notify_all()
+            self._work.notify_all()
 
     def is_hopeful(self) -> bool:
         """Whether uploads are under way, and nothing says that they will fail."""
@@ -165,17 +170,30 @@ class Uploads:
         with self._changed:
             now = self._clock()
             if now < self._resume_at:
-                self._changed.wait(min(_WAIT_SECONDS, self._resume_at - now))
+                self._work.wait(min(_WAIT_SECONDS, self._resume_at - now))
                 return None
             if not self._queue:
                 self._refill(now)
             if not self._queue:
-                self._changed.wait(_IDLE_SECONDS)
+                self._rest()
                 return None
             block_id = self._queue.popleft()
+            # For the next block, or to keep watch.
+            self._work.notify()
             self._busy.add(block_id)
             self._in_flight += 1
             return block_id
+
+    def _rest(self) -> None:
+        """Wait for work. One of those who do is the watch; the others sleep for longer."""
+        if self._is_watched:
+            self._work.wait(_REST_SECONDS)
+            return
+        self._is_watched = True
+        try:
+            self._work.wait(_IDLE_SECONDS)
+        finally:
+            self._is_watched = False
 
     def _refill(self, now: float) -> None:
         if now - self._looked_at < _IDLE_SECONDS:
