@@ -319,12 +319,13 @@ def test_a_process_that_dies_while_evicting_leaves_nothing_for_ever(
 def test_eviction_of_many_blocks_reads_only_what_it_takes(rig: Rig) -> None:
     with rig.db.transaction():
         rig.db.execute_many(
-            "INSERT INTO block VALUES(?, 4096, NULL, 0, 1, ?)",
+            "INSERT INTO block VALUES(?, 4096, NULL, 0, 1, ?, 0)",
             [(number.to_bytes(16, "big"), number) for number in range(1, 100_001)],
         )
         rig.db.execute("UPDATE usage SET local_blocks = 100000, local_bytes = ?", (100_000 * 4096,))
     plan = rig.db.query(
-        "EXPLAIN QUERY PLAN SELECT id, size FROM block WHERE dirty IS NULL ORDER BY used LIMIT 64"
+        "EXPLAIN QUERY PLAN SELECT id, size FROM block WHERE dirty IS NULL AND pinned = 0"
+        " ORDER BY used LIMIT 64"
     )
     assert "block_clean" in str(plan) and "TEMP B-TREE" not in str(plan)
     rig.reopen()

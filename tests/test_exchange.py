@@ -184,7 +184,7 @@ def assert_usage_is_right(machine: Machine) -> None:
 
 def set_dirty(machine: Machine, block_id: bytes) -> None:
     with machine.db.transaction():
-        machine.db.execute("INSERT INTO block VALUES(?, 9, 1, 1, 1, 1)", (block_id,))
+        machine.db.execute("INSERT INTO block VALUES(?, 9, 1, 1, 1, 1, 0)", (block_id,))
 
 
 def set_clean(machine: Machine) -> None:

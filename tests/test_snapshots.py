@@ -57,7 +57,7 @@ class Rig:
 
     def evict(self) -> None:
         self.engine.flush(60, lambda state: None)
-        self.engine.evict(None)
+        self.engine.keeping.evict(None)
 
     def write(self, path: bytes, content: bytes, offset: int = 0) -> None:
         with contextlib.suppress(FileExistsError):

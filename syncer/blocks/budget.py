@@ -168,6 +168,12 @@ class Budget:
             return 2 * margin - room if room < margin else 0
 
     @property
+    def slack_bytes(self) -> int:
+        """The room that eviction brings about."""
+        with self._changed:
+            return 2 * self._margin()
+
+    @property
     def used_bytes(self) -> int:
         """Blocks and inline contents on the disk, and what is about to be written."""
         with self._changed:

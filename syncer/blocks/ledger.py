@@ -5,8 +5,8 @@ blocks hold or of how they travel: see `blocks` and `transfer`.
 
 A block's file is safe from removal as long as one of these is true:
 
-- it has a row: eviction deletes those of clean blocks, `unname` those of dropped ones, and
-  nothing deletes any others;
+- it has a row: eviction deletes those of clean blocks that are not pinned, `unname` those of
+  dropped ones, and nothing deletes any others;
 - it is held: put or fetched, and not yet let go with `unhold`.
 
 A file that loses its last protection is doomed: it stays, and counts against the limit, until
@@ -38,8 +38,12 @@ from dataclasses import dataclass
 
 from syncer.blocks.budget import disk_bytes
 from syncer.blocks.cache import Cache
+from syncer.blocks.pinned import PinnedBlocks
 from syncer.metadata.db import Database
 from syncer.metadata.undo import Undo
+
+#: What eviction picks from: the index block_clean.
+_EVICTABLE = "SELECT id, size FROM block WHERE dirty IS NULL AND pinned = 0"
 
 
 @dataclass
@@ -87,6 +91,7 @@ class Ledger:
     def __init__(self, db: Database, cache: Cache) -> None:
         self.cache = cache
         self.undo = Undo(db)
+        self.pinned = PinnedBlocks(db, cache.budget)
         self._db = db
         self._lock = threading.Lock()
         self._removed = threading.Condition(self._lock)
@@ -95,7 +100,7 @@ class Ledger:
         self._doomed: dict[bytes, int] = {}  # id -> bytes that its removal gives back
         self._removing: dict[bytes, int] = {}  # the same, at steps 3 to 5
         # Both are guarded by db.lock.
-        self._next_used = 1 + self._newest("used", "dirty IS NULL")
+        self._next_used = 1 + self._newest("used", "dirty IS NULL AND pinned = 0")
         self._next_dirty = 1 + self._newest("dirty", "dirty IS NOT NULL")
         usage = self.usage()
         cache.budget.adopt(usage.local_bytes)
@@ -188,7 +193,7 @@ class Ledger:
 
     def _add_dirty(self, block_id: bytes, size_bytes: int, *, synced: bool) -> None:
         self._db.execute(
-            "INSERT INTO block VALUES(?, ?, ?, 1, ?, 0)",
+            "INSERT INTO block VALUES(?, ?, ?, 1, ?, 0, 0)",
             (block_id, size_bytes, self._next_dirty, int(synced)),
         )
         self._next_dirty += 1
@@ -278,7 +283,7 @@ class Ledger:
             if self._with_rows([block_id]):
                 return
             self._db.execute(
-                "INSERT INTO block VALUES(?, ?, NULL, 0, 0, ?)",
+                "INSERT INTO block VALUES(?, ?, NULL, 0, 0, ?, 0)",
                 (block_id, size_bytes, self._next_used),
             )
             self._next_used += 1
@@ -349,25 +354,20 @@ class Ledger:
     # Removal --------------------------------------------------------------------------------
 
     def _doom_oldest(self, wanted_bytes: int, limit: int) -> list[bytes]:
-        """Step 1 for up to `limit` of the clean blocks that were used longest ago."""
+        """Step 1 for up to `limit` of the clean blocks that were used longest ago, unpinned."""
         with self._db.transaction():
             with self._lock:
                 unavailable = len(self._holds) + len(self._removing)
-            rows = self._db.query(
-                "SELECT id, size FROM block WHERE dirty IS NULL ORDER BY used LIMIT ?",
-                (limit + unavailable,),
-            )
+            rows = self._db.query(f"{_EVICTABLE} ORDER BY used LIMIT ?", (limit + unavailable,))
             return self._doom(rows, wanted_bytes)
 
     def _doom_these(self, block_ids: Iterable[bytes]) -> list[bytes]:
-        """Step 1 for those of these blocks that are clean."""
+        """Step 1 for those of these blocks that are clean and not pinned."""
         with self._db.transaction():
             rows = [
                 row
                 for block_id in block_ids
-                for row in self._db.query(
-                    "SELECT id, size FROM block WHERE id = ? AND dirty IS NULL", (block_id,)
-                )
+                for row in self._db.query(f"{_EVICTABLE} AND id = ?", (block_id,))
             ]
             return self._doom(rows, sum(disk_bytes(row[1]) for row in rows))
 

@@ -11,6 +11,7 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import cachetools
 
@@ -29,11 +30,23 @@ log = logging.getLogger(__name__)
 _EVICT_BLOCKS = 64
 #: A reader who finds no room makes so much at once, so that its next blocks find some.
 _EVICT_BYTES = 16 << 20
+#: Blocks that are looked for in one query.
+_ASKED_BLOCKS = 256
 #: Uses that are written down in one transaction.
 _ORDER_BLOCKS = 512
 #: Fetched blocks that found no room on the disk stay in memory, so that the eight reads of
 #: 128 KiB which the kernel makes of one block do not fetch it eight times.
 _UNKEPT_BLOCKS = 8
+
+
+class Share(NamedTuple):
+    """What of some blocks is local."""
+
+    blocks: int
+    content_bytes: int
+    dirty_bytes: int
+    pinned_bytes: int
+    """Of clean blocks that are marked as pinned."""
 
 
 class Blocks(Ledger):
@@ -167,6 +180,20 @@ class Blocks(Ledger):
     def is_local(self, block_id: bytes) -> bool:
         """Whether a block has a local file; that it is damaged shows when it is read."""
         return self.cache.has(block_id)
+
+    def local_share(self, block_ids: Iterable[bytes]) -> Share:
+        """What of these blocks, each counted once, is local."""
+        found = Share(0, 0, 0, 0)
+        for batch in _batches(set(block_ids), _ASKED_BLOCKS):
+            marks = ", ".join("?" * len(batch))
+            rows = self._db.query(
+                "SELECT count(*), total(size), total(iif(dirty IS NOT NULL, size, 0)),"
+                " total(iif(dirty IS NULL AND pinned, size, 0)) FROM block"
+                f" WHERE id IN ({marks})",
+                batch,
+            )
+            found = Share(*(int(a + b) for a, b in zip(found, rows[0], strict=True)))
+        return found
 
     def local(self, block_id: bytes) -> bytes | None:
         """The whole content from the local file, or None if there is none that is good.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+from typing import Any
 
 from syncer.commands import progress, report
 from syncer.commands.target import ask, by_folder, no_progress, resolve
@@ -22,23 +24,62 @@ def flush_folder(folder: DataFolder, timeout_seconds: float | None) -> None:
 
 def evict(arguments: argparse.Namespace) -> int:
     """``syncer evict``"""
-    blocks = freed_bytes = 0
     for folder, paths in by_folder(arguments.paths).items():
         everything = arguments.all or "/" in paths
         done = ask(folder, "evict", no_progress, paths=None if everything else paths)
-        blocks += done["blocks"]
-        freed_bytes += done["bytes"]
-    print(f"freed {report.size(freed_bytes)} ({blocks:,} blocks)")
+        print(report.evicted(done))
     return 0
 
 
 def fetch(arguments: argparse.Namespace) -> int:
     """``syncer fetch``"""
-    files = blocks = 0
-    with progress.fetch_counter() as show:
-        for folder, paths in by_folder(arguments.paths).items():
+    for folder, paths in by_folder(arguments.paths).items():
+        with progress.fetch_counter() as show:
             done = ask(folder, "fetch", show, paths=paths)
-            files += done["files"]
-            blocks += done["blocks"]
-    print(f"fetched {blocks:,} blocks of {files:,} files")
+        print(report.fetched(done))
+    return 0
+
+
+def pin(arguments: argparse.Namespace) -> int:
+    """``syncer pin``"""
+    for folder, paths in by_folder(arguments.paths).items():
+        with progress.fetch_counter() as show:
+            done = ask(folder, "pin", show, paths=paths)
+        print(report.pinned(done))
+    return 0
+
+
+def unpin(arguments: argparse.Namespace) -> int:
+    """``syncer unpin``"""
+    for folder, paths in by_folder(arguments.paths).items():
+        ask(folder, "unpin", no_progress, paths=paths)
+    return 0
+
+
+def pins(arguments: argparse.Namespace) -> int:
+    """``syncer pins``"""
+    found = ask(resolve(arguments.target).folder, "pins", no_progress)
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+    else:
+        for line in report.pins_lines(found):
+            print(line)
+    return 0
+
+
+def ls(arguments: argparse.Namespace) -> int:
+    """``syncer ls``"""
+    target = resolve(arguments.path)
+    items: list[dict[str, Any]] = []
+
+    def show(state: dict[str, Any]) -> None:
+        if arguments.json:
+            items.extend(state["items"])
+            return
+        for item in state["items"]:
+            print(report.ls_line(item))
+
+    ask(target.folder, "ls", show, path=target.path)
+    if arguments.json:
+        print(json.dumps(items, indent=2))
     return 0

@@ -224,7 +224,50 @@ def _add_moving(add: _Add) -> None:
         "syncer fetch mnt/2024/island",
         "They stay until other data needs the room.",
     )
-    fetch.add_argument("paths", nargs="+", metavar="PATH", help="files and folders in a mount")
+    pin = add(
+        "moving",
+        "pin",
+        "PATH...",
+        "keep files, and all in folders, on the local disk always",
+        "syncer pin mnt/photos/.thumbnails",
+        "Also what comes into a pinned folder later. Fetches what is missing. What does not fit"
+        " beside the room for work is refused, with the figures. Pins stay through renames and"
+        " remounts, and are this computer's own.",
+    )
+    unpin = add(
+        "moving",
+        "unpin",
+        "PATH...",
+        "take pins away",
+        "syncer unpin mnt/photos/.thumbnails",
+        "What they kept stays until other data needs the room; evict frees it at once.",
+    )
+    for command in (fetch, pin, unpin):
+        command.add_argument(
+            "paths", nargs="+", metavar="PATH", help="files and folders in a mount"
+        )
+    pins = add(
+        "moving",
+        "pins",
+        "TARGET [--json]",
+        "list the pins",
+        "syncer pins mnt",
+        "The oldest first: how many files and bytes each reaches, how much of that is local, its"
+        " path. The last line says how much may be pinned.",
+    )
+    pins.add_argument("target", metavar="TARGET", help=_TARGET)
+    ls = add(
+        "moving",
+        "ls",
+        "PATH [--json]",
+        "list a folder with what of it is local",
+        "syncer ls mnt/2024",
+        "Size; local, partial, remote, or dirty (not all on the server yet); how much is local;"
+        " whether it is pinned; name.",
+    )
+    ls.add_argument("path", metavar="PATH", help="a folder or file in a mount")
+    for command in (pins, ls):
+        command.add_argument("--json", action="store_true", help="for programs")
 
 
 def _add_past(add: _Add) -> None:

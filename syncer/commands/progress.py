@@ -43,7 +43,14 @@ def fetch_counter() -> Iterator[Progress]:
     from rich.console import Console
 
     with Console(stderr=True).status("fetching") as line:
-        yield lambda state: line.update(f"fetching: {state['blocks']:,} blocks")
+
+        def show(state: dict[str, Any]) -> None:
+            if "counted_files" in state:
+                line.update(f"counting: {state['counted_files']:,} files")
+            else:
+                line.update(f"fetching: {state['blocks']:,} blocks")
+
+        yield show
 
 
 def _silent(state: dict[str, Any]) -> None:

@@ -28,6 +28,10 @@ STATUS_KEYS = {
     "fetched_blocks": "blocks fetched since the mount began",
     "fetched_bytes": "bytes fetched since the mount began",
     "evicted_blocks": "blocks evicted since the mount began",
+    "pinned_bytes": "of the local data, what is pinned and so never evicted",
+    "pinned_limit_bytes": "how much may be pinned; the rest of the limit is left for work",
+    "unpinnable_bytes": "what pins reach beyond that; it is kept like everything else",
+    "pins_error": 'why not all that is pinned is local; "" if nothing hinders it',
     "waiting": 'why writers wait; "" if none does',
     "metadata_bytes": "size of the metadata on the local disk; it comes on top of the limit",
     "files": "files, folders and all else in the collection",
@@ -62,6 +66,8 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         lines.append(f"  waiting   {_dirty(status)}")
     lines += [f"  cache     {_cache(status)}", f"  reads     {_reads(status)}"]
     lines.append(f"  holds     {_holds(status)}")
+    if status["pinned_bytes"] or status["unpinnable_bytes"] or status["pins_error"]:
+        lines.append(f"  pinned    {_pinned(status)}")
     if status["waiting"]:
         lines.append(f"  writers   wait: {status['waiting']}")
     if status["damaged_blocks"]:
@@ -116,6 +122,15 @@ def _cache(status: dict[str, Any]) -> str:
     return f"{used} of {limit}, leaving at least {size(status['cache_floor_bytes'])} of the disk"
 
 
+def _pinned(status: dict[str, Any]) -> str:
+    text = f"{size(status['pinned_bytes'])} of at most {size(status['pinned_limit_bytes'])}"
+    if status["unpinnable_bytes"]:
+        text += f"; {size(status['unpinnable_bytes'])} more do not fit"
+    if status["pins_error"]:
+        text += f"; not all is local: {status['pins_error']}"
+    return text
+
+
 def _reads(status: dict[str, Any]) -> str:
     hits, misses = status["cache_hits"], status["cache_misses"]
     return f"{hits:,} blocks from the cache, {misses:,} from the server"
@@ -124,6 +139,63 @@ def _reads(status: dict[str, Any]) -> str:
 def _holds(status: dict[str, Any]) -> str:
     held = f"{status['files']:,} files and folders, {size(status['file_bytes'])}"
     return f"{held}; {size(status['metadata_bytes'])} of metadata"
+
+
+def evicted(done: dict[str, Any]) -> str:
+    """What ``syncer evict`` has done, and what it left."""
+    files = f" of {_count(done['files'], 'file')}" if done["files"] else ""
+    text = f"freed {size(done['bytes'])} ({_count(done['blocks'], 'block')}{files})"
+    kept = {
+        "pinned (see: syncer unpin)": done["pinned_bytes"],
+        "not uploaded yet": done["dirty_bytes"],
+        "in use": done["busy_bytes"],
+    }
+    reasons = [f"{size(kept_bytes)} {why}" for why, kept_bytes in kept.items() if kept_bytes]
+    return f"{text}; kept {', '.join(reasons)}" if reasons else text
+
+
+def fetched(done: dict[str, Any]) -> str:
+    """What ``syncer fetch`` has done, and what it left."""
+    files, blocks = _count(done["files"], "file"), _count(done["blocks"], "block")
+    text = f"fetched {size(done['bytes'])} ({blocks} of {files})"
+    if done["skipped_files"]:
+        skipped = f"{_count(done['skipped_files'], 'file')}, {size(done['skipped_bytes'])}"
+        text += f"; skipped {skipped}: the limit has no room for them"
+    return text
+
+
+def pinned(done: dict[str, Any]) -> str:
+    """What ``syncer pin`` has done."""
+    text = f"pinned {_count(done['files'], 'file')}, {size(done['bytes'])}"
+    if done["blocks"]:
+        text += f"; fetched {size(done['fetched_bytes'])} ({_count(done['blocks'], 'block')})"
+    if done["refused_bytes"]:
+        text += f"; {size(done['refused_bytes'])} do not fit any more"
+    return text
+
+
+def pins_lines(found: dict[str, Any]) -> list[str]:
+    """What ``syncer pins`` tells."""
+    lines = [
+        f"{_count(pin['files'], 'file'):>12}  {size(pin['bytes']):>8}  {_local(pin):>13}"
+        f"  {_shown(pin['path'])}"
+        for pin in found["pins"]
+    ]
+    return [*lines, f"pinned: {_pinned(found)}"]
+
+
+def _local(pin: dict[str, Any]) -> str:
+    if pin["local_files"] == pin["files"]:
+        return "all local"
+    return f"{size(pin['local_bytes'])} local"
+
+
+def ls_line(item: dict[str, Any]) -> str:
+    """One of ``syncer ls``."""
+    what = "" if item["size"] is None else size(item["size"])
+    cached = "" if item["cached_bytes"] is None else size(item["cached_bytes"])
+    pin = "pinned" if item["pinned"] else ""
+    return f"{what:>8}  {item['state'] or '-':<7}  {cached:>8}  {pin:<6}  {_shown(item['name'])}"
 
 
 def snapshot_line(snapshot: dict[str, Any]) -> str:

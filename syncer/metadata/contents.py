@@ -40,6 +40,18 @@ class Contents:
         )
         return [block_id for row in rows for block_id in split_ids(row[0]) if block_id != HOLE]
 
+    def blocks(self, node_id: int) -> list[tuple[int, bytes]]:
+        """(index, id) of all blocks of a file, in order, without its holes."""
+        rows = self._db.query(
+            "SELECT run, data FROM content WHERE node = ? AND run >= 0 ORDER BY run", (node_id,)
+        )
+        return [
+            (index, block_id)
+            for run, data in rows
+            for index, block_id in enumerate(split_ids(data), run * RUN_BLOCKS)
+            if block_id != HOLE
+        ]
+
     def next_data(self, node_id: int, first: int) -> int | None:
         """The index of the first block from `first` on that is not a hole, or None."""
         run, place = divmod(first, RUN_BLOCKS)

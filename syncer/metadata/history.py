@@ -231,6 +231,27 @@ class History:
         )
         return [Life(*row) for row in rows]
 
+    def versions_of_name(
+        self, parent: int, name: bytes
+    ) -> list[tuple[int, Version, Version | None]]:
+        """The versions of what a name led to, oldest first: (epoch, version, the one before it).
+
+        Those of each file that it led to while it did, since editors save by renaming a new file
+        over it, and of the last one also those under its earlier names.
+        """
+        lives = self.lives(parent, name)
+        found: list[tuple[int, Version, Version | None]] = []
+        for life in lives:
+            is_last = life is lives[-1]
+            before: Version | None = None
+            for version in self.versions(life.node):
+                is_within = version.born < life.died and version.died > life.born
+                if (is_within or is_last) and version.born < life.died and version.node.nlink:
+                    epoch = version.born if is_last else max(version.born, life.born)
+                    found.append((epoch, version, before))
+                before = version
+        return found
+
     def removed(self, parent: int) -> list[Removed]:
         """The names in a directory that are gone, with what they led to; not what only moved."""
         rows = self._db.query(

@@ -6,12 +6,44 @@ brings a database of the version before to it.
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+# What both a new database and one of version 1 get.
+_PINS = """
+CREATE TABLE pin(              -- what a person wants local always: with all below it, and without
+                               -- history, since it concerns this machine alone
+  seq INTEGER PRIMARY KEY,     -- where not all fits, the oldest come first
+  node INTEGER NOT NULL UNIQUE -- by number, so that a rename keeps it
+);
+
+-- What eviction picks from: nothing that the remote lacks, and nothing pinned.
+CREATE INDEX block_clean ON block(used) WHERE dirty IS NULL AND pinned = 0;
+CREATE INDEX block_pinned ON block(id) WHERE pinned = 1;
+CREATE TRIGGER block_pin_changed AFTER UPDATE OF pinned ON block WHEN new.pinned != old.pinned
+BEGIN
+  UPDATE usage SET pinned_blocks = pinned_blocks + new.pinned - old.pinned,
+    pinned_bytes = pinned_bytes + (new.pinned - old.pinned) * ((new.size + 4095) / 4096 * 4096);
+END;
+CREATE TRIGGER block_pin_gone AFTER DELETE ON block WHEN old.pinned = 1
+BEGIN
+  UPDATE usage SET pinned_blocks = pinned_blocks - 1,
+    pinned_bytes = pinned_bytes - (old.size + 4095) / 4096 * 4096;
+END;
+"""
 
 #: For each version but the newest: the statements that make the next one of it.
-UPGRADES: dict[int, str] = {}
+UPGRADES: dict[int, str] = {
+    1: """
+ALTER TABLE block ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE usage ADD COLUMN pinned_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE usage ADD COLUMN pinned_blocks INTEGER NOT NULL DEFAULT 0;
+DROP INDEX block_clean;
+"""
+    + _PINS,
+}
 
-SCHEMA = """
+SCHEMA = (
+    """
 -- Time. Every versioned row carries the epoch in which it became true (born). Tables without
 -- "_past" hold what is true now; their "_past" twins hold what was true for born <= e < died.
 -- Within one epoch a change overwrites; the first change of a row in a later epoch first copies
@@ -140,10 +172,10 @@ CREATE TABLE block(            -- blocks with a local copy, and only these
   refs INTEGER NOT NULL,       -- of a dirty block: how often content (now and past) names it;
                                -- at 0 it is dropped without an upload. Of a clean one: 0, unused
   synced INTEGER NOT NULL,     -- 1: the local file is power-safe
-  used INTEGER NOT NULL        -- order of last use; the smallest is evicted first
+  used INTEGER NOT NULL,       -- order of last use; the smallest is evicted first
+  pinned INTEGER NOT NULL DEFAULT 0  -- 1: a pinned file names it, so it is not evicted
 ) WITHOUT ROWID;
 CREATE INDEX block_dirty ON block(dirty) WHERE dirty IS NOT NULL;
-CREATE INDEX block_clean ON block(used) WHERE dirty IS NULL;
 CREATE INDEX block_unsynced ON block(synced) WHERE synced = 0;
 
 CREATE TABLE usage(            -- one row; kept by the transactions that change what it counts
@@ -153,9 +185,11 @@ CREATE TABLE usage(            -- one row; kept by the transactions that change 
   dirty_blocks INTEGER NOT NULL,
   inline_bytes INTEGER NOT NULL,   -- sum of the lengths of content with run -1, now and past
   nodes INTEGER NOT NULL,          -- nodes that are there now
-  file_bytes INTEGER NOT NULL      -- sum of the sizes of files that are there now
+  file_bytes INTEGER NOT NULL,     -- sum of the sizes of files that are there now
+  pinned_bytes INTEGER NOT NULL DEFAULT 0,   -- of local_bytes, those of pinned blocks
+  pinned_blocks INTEGER NOT NULL DEFAULT 0
 );
-INSERT INTO usage VALUES(0, 0, 0, 0, 0, 0, 0);
+INSERT INTO usage VALUES(0, 0, 0, 0, 0, 0, 0, 0, 0);
 
 CREATE TABLE outbox(           -- what changed in epochs that are not yet published
   epoch INTEGER NOT NULL,
@@ -169,6 +203,8 @@ CREATE TABLE chunk(            -- checkpoint chunks: nodes of one range of 4096 
   object BLOB                  -- ids (16 bytes each) of its objects on the remote; NULL: changed
 );
 """
+    + _PINS
+)
 
 #: The values that `meta` may hold.
 META_KEYS = frozenset(
@@ -185,6 +221,7 @@ META_KEYS = frozenset(
         "durable",  # the newest epoch of which everything is power-safe
         "boot",  # the machine's boot id while a process has this open; "" after a clean end
         "checkpoint",  # the newest epoch that is in a checkpoint on the remote
+        "pins_stale",  # 1: what pins reach may have changed, or is not all local
         "parent_segment",  # key of the newest segment, which the next one names as its parent
     }
 )

@@ -22,6 +22,7 @@ from syncer.metadata.aliases import Aliases
 from syncer.metadata.contents import INLINE_RUN, Contents
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
+from syncer.metadata.pins import Pins
 
 ROOT = 1
 #: Extended attributes with this prefix are not the file system's; see `moments`.
@@ -84,6 +85,8 @@ class Tree:
         self._db = db
         self._epochs = epochs
         self._contents = contents
+        #: Learns of every name that comes and goes.
+        self.pins = Pins(db)
         # These mirror rows and are guarded by db.lock.
         self._nodes: dict[int, Node] = {}
         self._names: dict[tuple[int, bytes], int] = {}
@@ -101,20 +104,9 @@ class Tree:
         """Make the root directory of a new repository."""
         now = self.now_ns()
         root = Node(
-            ROOT,
-            self._epochs.open,
-            stat.S_IFDIR | 0o755,
-            uid,
-            gid,
-            0,
-            2,
-            0,
-            now,
-            now,
-            now,
-            now,
-            None,
-        )
+            ROOT, self._epochs.open, stat.S_IFDIR | 0o755, uid, gid, 0, 2, 0,
+            now, now, now, now, None,
+        )  # fmt: skip
         with self._db.transaction():
             self._insert(root)
 
@@ -325,6 +317,7 @@ class Tree:
             node = node.changed(nlink=node.nlink + 1, ctime_ns=now)
             self.save(node)
             self._add_name(parent, name, node_id)
+            self.pins.arrived(node_id, parent, is_folder=False)
             self.touch_directory(parent, now)
             return node
 
@@ -355,6 +348,7 @@ class Tree:
             self._add_name(new_parent, new_name, node_id)
             node = self.node(node_id)
             assert node is not None
+            self.pins.arrived(node_id, new_parent, is_folder=node.is_dir)
             moved_directory = 1 if node.is_dir and old_parent != new_parent else 0
             self.save(node.changed(ctime_ns=now))
             self.touch_directory(old_parent, now, -moved_directory)
@@ -375,6 +369,8 @@ class Tree:
                 self.save(node.changed(ctime_ns=now))
             a, b = self.node(node_a), self.node(node_b)
             assert a is not None and b is not None
+            self.pins.arrived(node_a, parent_b, is_folder=a.is_dir)
+            self.pins.arrived(node_b, parent_a, is_folder=b.is_dir)
             shift = int(b.is_dir) - int(a.is_dir) if parent_a != parent_b else 0
             self.touch_directory(parent_a, now, shift)
             if parent_a != parent_b:
@@ -393,6 +389,7 @@ class Tree:
         row = self._db.query_one("SELECT node, born FROM name WHERE parent = ? AND name = ?", key)
         assert row is not None
         node_id, born = row
+        self.pins.left(node_id, parent)
         if born != self._epochs.open:
             self._db.execute(
                 "INSERT INTO name_past VALUES(?, ?, ?, ?, ?)",

@@ -37,6 +37,7 @@ from syncer.process import desktop, mounts
 from syncer.process.control import ControlServer, Handler, Progress
 from syncer.process.engine import Engine
 from syncer.process.folder import DataFolder
+from syncer.process.keeping import Keeping
 from syncer.process.repository import create_repository
 from syncer.process.timemachine import TimeMachine
 
@@ -305,13 +306,6 @@ def commands_of(engine: Engine) -> dict[str, Handler]:
     def flush(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
         return engine.flush(arguments.get("timeout_seconds"), progress)
 
-    def evict(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        paths = arguments.get("paths")
-        return engine.evict(None if paths is None else [os.fsencode(path) for path in paths])
-
-    def fetch(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        return engine.fetch([os.fsencode(path) for path in arguments["paths"]], progress)
-
     def config(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
         engine.set_config(arguments["key"], arguments["value"])
         return {}
@@ -319,10 +313,25 @@ def commands_of(engine: Engine) -> dict[str, Handler]:
     return {
         "status": status,
         "flush": flush,
-        "evict": evict,
-        "fetch": fetch,
         "config": config,
+        **_commands_about_copies(engine.keeping),
         **_commands_about_the_past(engine.past),
+    }
+
+
+def _commands_about_copies(keeping: Keeping) -> dict[str, Handler]:
+    def paths(given: dict[str, Any]) -> list[bytes]:
+        return [os.fsencode(path) for path in given["paths"]]
+
+    return {
+        "evict": lambda given, progress: keeping.evict(
+            None if given.get("paths") is None else paths(given)
+        ),
+        "fetch": lambda given, progress: keeping.fetch(paths(given), progress),
+        "pin": lambda given, progress: keeping.pin(paths(given), progress),
+        "unpin": lambda given, progress: keeping.unpin(paths(given)),
+        "pins": lambda given, progress: keeping.pins(progress),
+        "ls": lambda given, progress: keeping.ls(os.fsencode(given["path"]), progress),
     }
 
 

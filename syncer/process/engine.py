@@ -12,40 +12,41 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from syncer.blocks.cache import Cache
 from syncer.blocks.fetch import Fetcher
 from syncer.blocks.store import Blocks
-from syncer.codec import HOLE
 from syncer.config import Config
-from syncer.errors import MissingError, SyncerError, TemporaryError, UsageError
+from syncer.errors import SyncerError, TemporaryError, UsageError
+from syncer.exchange.incoming import Touched
 from syncer.exchange.roles import Exchange, ExchangeLoop
 from syncer.metadata.contents import Contents
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
 from syncer.metadata.history import History
 from syncer.metadata.moments import Moments
-from syncer.metadata.tree import ROOT, Node, Tree
+from syncer.metadata.tree import Tree
 from syncer.mount import Operations
 from syncer.process.committer import Committer
 from syncer.process.folder import DataFolder
+from syncer.process.keeping import Keeping
 from syncer.process.recovery import recover
 from syncer.process.repository import remote_of
 from syncer.process.timemachine import TimeMachine
+from syncer.transfer.keeper import PinKeeper
 from syncer.transfer.threads import Transfer
 from syncer.vfs.caller import Caller
 from syncer.vfs.files import Files
 from syncer.vfs.snapshots import SnapshotVfs
+from syncer.vfs.states import States
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[dict[str, Any]], None]
 
-_FETCH_THREADS = 6
 _POLL_SECONDS = 0.2
 #: How long what statfs tells of the remote's disk stays true enough.
 _CAPACITY_SECONDS = 60.0
@@ -106,7 +107,11 @@ class Engine:
         )
         history = History(self._db)
         moments = Moments(self._db, self._epochs, self._tree, history)
-        self.vfs = SnapshotVfs(self._tree, self._blocks, files, history, moments)
+        states = States(self._db, self._tree, self._contents, self._blocks, files, history)
+        self.vfs = SnapshotVfs(self._tree, self._blocks, files, history, moments, states)
+        self._keeper = PinKeeper(self._tree, self._contents, self._blocks)
+        self._transfer.on_short = self._keeper.hurry
+        self.keeping = Keeping(self._tree, self._contents, self._blocks, self._keeper, states)
         self._committer = Committer(
             self._db, self._epochs, self._blocks, self.vfs, config.epoch_seconds, self._on_closed
         )
@@ -115,7 +120,7 @@ class Engine:
             self._epochs,
             self._remote,
             socket.gethostname(),
-            on_applied=lambda touched: self._on_applied(),
+            on_applied=self._on_applied,
         )
         self._loop = ExchangeLoop(self._exchange, after_step=self._note_role)
         self.past = TimeMachine(
@@ -158,7 +163,11 @@ class Engine:
         self.vfs.hidden.recover()
         self.vfs.files.adopt()
         self._remote.prepare()
+        if last_boot:
+            # A copy that is gone may have been a pinned one.
+            self._tree.pins.loosen()
         self._transfer.start()
+        self._keeper.start()
         self._committer.start()
         self._loop.start()
         self._started = True
@@ -191,6 +200,7 @@ class Engine:
             self._transfer.stop()
         self._remote.close()
         if self._started:
+            self._keeper.stop()
             self._loop.stop()
             self._sweeper.join()
             if self._is_swept:
@@ -202,9 +212,16 @@ class Engine:
         self._transfer.kick()
         self._loop.kick()
 
-    def _on_applied(self) -> None:
-        """Another machine's changes are in the tables."""
+    def _on_applied(self, touched: Touched | None) -> None:
+        """Another machine's changes are in the tables: these, or (None) perhaps all."""
         self._tree.forget()
+        pins = self._tree.pins
+        pins.forget()
+        if pins.tops():
+            for number in touched.nodes if touched else ():
+                if pins.is_pinned(number):
+                    pins.want(number)
+            pins.loosen()
         self._epochs.restart()
         self.vfs.files.reload()
 
@@ -266,6 +283,7 @@ class Engine:
             "fetched_blocks": transfer.fetched_blocks,
             "fetched_bytes": transfer.fetched_bytes,
             "evicted_blocks": transfer.evicted_blocks,
+            **self.keeping.summary(),
             "waiting": transfer.waiting,
             "metadata_bytes": self._db.size_bytes(),
             "files": nodes,
@@ -340,56 +358,6 @@ class Engine:
         """Whether the remote has all changes up to an epoch."""
         return not self._db.query_one("SELECT 1 FROM outbox WHERE epoch <= ? LIMIT 1", (epoch,))
 
-    def evict(self, paths: Sequence[bytes] | None) -> dict[str, Any]:
-        """Free local copies of clean data: of these paths, or (None) of everything."""
-        if paths is None:
-            before = self._blocks.evicted_blocks
-            freed = self._blocks.evict(self.config.limit_bytes)
-            return {"files": 0, "blocks": self._blocks.evicted_blocks - before, "bytes": freed}
-        files, blocks, freed = 0, 0, 0
-        for node in self._files_below(paths):
-            count, size = self._blocks.evict_these(self._contents.ids(node.id))
-            files, blocks, freed = files + bool(count), blocks + count, freed + size
-        return {"files": files, "blocks": blocks, "bytes": freed}
-
-    def fetch(self, paths: Sequence[bytes], progress: Progress) -> dict[str, Any]:
-        """Fetch what is not local of these paths. Raises what fetching a block raises."""
-        files, fetched = 0, 0
-        with ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="syncer-fetch") as pool:
-            for node in self._files_below(paths):
-                absent = [key for key in self._contents.ids(node.id) if self._is_absent(key)]
-                for done in as_completed(pool.submit(self._blocks.prefetch, key) for key in absent):
-                    done.result()
-                    fetched += 1
-                    progress({"files": files, "blocks": fetched})
-                files += bool(absent)
-        return {"files": files, "blocks": fetched}
-
-    def _is_absent(self, block_id: bytes) -> bool:
-        return block_id != HOLE and not self._blocks.is_local(block_id)
-
-    def _files_below(self, paths: Sequence[bytes]) -> list[Node]:
-        """The regular files at and below some paths of the mount."""
-        found: list[Node] = []
-        waiting = [self._find(path) for path in paths]
-        while waiting:
-            node = waiting.pop()
-            if node.is_file:
-                found.append(node)
-            elif node.is_dir:
-                waiting += self._tree.all_entries(node.id)
-        return found
-
-    def _find(self, path: bytes) -> Node:
-        node = self._tree.node(ROOT)
-        for part in path.split(b"/"):
-            if part and node is not None:
-                number = self._tree.lookup(node.id, part)
-                node = None if number is None else self._tree.node(number)
-        if node is None:
-            raise MissingError(f"{os.fsdecode(path)} does not exist in the mount")
-        return node
-
     def set_config(self, key: str, text: str) -> None:
         """Change a setting; limits take effect at once, the rest with the next mount."""
         if key == "remote":
@@ -397,5 +365,7 @@ class Engine:
         self.config = self.config.with_value(key, text)
         self.config.save(self.folder.config)
         self._cache.budget.set_limits(self.config.limit_bytes, self.config.min_free_bytes)
+        self._tree.pins.loosen()
+        self._keeper.hurry()
         self._fetcher.limit.set(self.config.download_bytes_per_second)
         self._transfer.uploads.limit.set(self.config.upload_bytes_per_second)

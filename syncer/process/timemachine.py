@@ -79,27 +79,13 @@ class TimeMachine:
     # Looking back
 
     def versions(self, path: bytes) -> dict[str, Any]:
-        """The versions of what is or was at a path, oldest first.
-
-        Those of each file that the name led to while it did, since editors save by renaming a new
-        file over it, and of the last one also those under its earlier names.
-        """
+        """The versions of what is or was at a path, oldest first; see `versions_of_name`."""
         self._close_epoch()
         parent, name = self._place(path)
-        lives = self._history.lives(parent.id, name)
-        if not lives:
+        versions = self._history.versions_of_name(parent.id, name)
+        if not versions:
             raise MissingError(f"{os.fsdecode(path)} is not there, and never was")
-        found: list[dict[str, Any]] = []
-        for life in lives:
-            is_last = life is lives[-1]
-            before: Version | None = None
-            for version in self._history.versions(life.node):
-                is_within = version.born < life.died and version.died > life.born
-                if (is_within or is_last) and version.born < life.died and version.node.nlink:
-                    epoch = version.born if is_last else max(version.born, life.born)
-                    found.append(self._version(epoch, version, before))
-                before = version
-        return {"versions": found}
+        return {"versions": [self._version(*version) for version in versions]}
 
     def _version(self, epoch: int, version: Version, before: Version | None) -> dict[str, Any]:
         return {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from syncer.blocks.store import Blocks
@@ -69,6 +69,8 @@ class Transfer:
         self, blocks: Blocks, remote: Remote, config: Config, *, settle_seconds: float = 30.0
     ) -> None:
         self._blocks = blocks
+        #: Called when only what is dirty, held or pinned is left to evict.
+        self.on_short: Callable[[], None] = lambda: None
         self._crew = Crew()
         self.uploads = Uploads(
             blocks,
@@ -154,7 +156,8 @@ class Transfer:
         excess_bytes = budget.excess_bytes()
         if not excess_bytes or self._blocks.evict(excess_bytes) >= excess_bytes:
             return
-        # Only what is dirty or held is left.
+        # Only what is dirty, held or pinned is left.
+        self.on_short()
         if budget.waiting:
             self._blocks.collect()
             self.uploads.kick()

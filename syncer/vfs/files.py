@@ -118,6 +118,11 @@ class Files:
         with self.lock:
             return sum(file.dirty_since_ns is not None for file in self._files.values())
 
+    def is_unsaved(self, number: int) -> bool:
+        """Whether a file has writes that are not in the metadata yet."""
+        file = self._files.get(number)
+        return file is not None and file.dirty_since_ns is not None
+
     def overlaid(self, node: Node) -> Node:
         """The node as a caller must see it: with what is only buffered so far."""
         file = self._files.get(node.id)

@@ -95,12 +95,23 @@ class HiddenFiles:
             replaces = self._await_rename() or self._tree.lookup(new[0].id, new[1]) is not None
             if node is None or not node.is_file or not replaces:
                 return
+            self._hand_on_pin(new, node.id)
             handle = self._files.open(node)
         try:
             self._files.fsync(handle, lambda: None)
         finally:
             if self._files.release(handle):
                 self.closed(node.id)
+
+    def _hand_on_pin(self, place: tuple[Node, bytes], heir: int) -> None:
+        """What is about to take a pinned file's place is pinned from then on."""
+        replaced = self._tree.lookup(place[0].id, place[1])
+        if replaced is None:
+            number, _ = self._provisional.get(threading.get_ident(), (None, None))
+            if (number, place[0].id, place[1]) in self._tree.orphans():
+                replaced = number
+        if replaced is not None:
+            self._tree.pins.inherit(replaced, heir)
 
     def _await_rename(self) -> bool:
         """Whether this thread hid a file just now, for a rename. It may take its time then."""

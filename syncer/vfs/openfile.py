@@ -26,6 +26,7 @@ from syncer.metadata.contents import RUN_BLOCKS, Contents
 from syncer.metadata.tree import Node, Tree
 from syncer.vfs.buffers import Buffer, Shared
 from syncer.vfs.patchlog import MAX_PATCH_BYTES, PatchLog
+from syncer.vfs.pinning import note_content
 
 #: What the buffers of all open files may take before a writer seals its own.
 MAX_BUFFERED_BYTES = 32 << 20
@@ -342,6 +343,7 @@ class OpenFile:
             self._blocks.undo.keep_blocks(self.node_id)
             if self._save(size):
                 self._blocks.unname(self._contents.set_inline(self.node_id, data))
+                note_content(self._tree, self._blocks, self.node_id, (), replaces=True)
                 self._contents.drop_patches(self.node_id)
         self._drop_buffer(0)
         self._runs.clear()
@@ -379,6 +381,7 @@ class OpenFile:
         """
         try:
             with self._tree.transaction():
+                replaces = cut is not None or any(self.block_id(n) != HOLE for n in blocks)
                 runs = {index // RUN_BLOCKS for index in blocks}
                 cut_run = None if cut is None else cut // RUN_BLOCKS
                 self._blocks.undo.keep(self.node_id, runs, cut_run)
@@ -393,6 +396,7 @@ class OpenFile:
                 self._blocks.name(placed)
                 self._blocks.undo.placed(self.node_id, placed)
                 self._blocks.unname(dropped + replaced)
+                note_content(self._tree, self._blocks, self.node_id, placed, replaces=replaces)
                 for index in blocks:
                     self._contents.drop_patches(self.node_id, index)
             for index in blocks:

@@ -38,6 +38,7 @@ from syncer.metadata.tree import ROOT, Node, Tree
 from syncer.vfs.caller import SUPERUSER, Caller
 from syncer.vfs.calls import Caching, Target, Vfs
 from syncer.vfs.files import Files
+from syncer.vfs.states import PREFIX, States
 
 NAME = b".snapshots"
 _PATH = b"/" + NAME
@@ -72,11 +73,18 @@ class SnapshotVfs(Vfs):
     """The file system with `.snapshots`."""
 
     def __init__(
-        self, tree: Tree, blocks: Blocks, files: Files, history: History, moments: Moments
+        self,
+        tree: Tree,
+        blocks: Blocks,
+        files: Files,
+        history: History,
+        moments: Moments,
+        states: States,
     ) -> None:
         super().__init__(tree, blocks, files)
         self._history = history
         self._moments = moments
+        self._states = states
         #: Epochs of moments that are folders; every path below one asks for it.
         self._fixed: dict[bytes, int] = {}
 
@@ -188,6 +196,8 @@ class SnapshotVfs(Vfs):
 
     def getxattr(self, path: bytes, name: bytes) -> bytes:
         if not self._is_past(path):
+            if name.startswith(PREFIX):
+                return self._states.get(path, self._walk(path), name)
             return super().getxattr(path, name)
         value = self._past_xattrs(path).get(name)
         if value is None:
@@ -234,11 +244,18 @@ class SnapshotVfs(Vfs):
 
     def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None:
         self._refuse_past(path)
-        super().setxattr(path, name, value, flags)
+        if name.startswith(PREFIX):
+            # A pin is this machine's own business, so it may be set on a follower, too.
+            self._states.set(self._walk(path), name, value, flags)
+        else:
+            super().setxattr(path, name, value, flags)
 
     def removexattr(self, path: bytes, name: bytes) -> None:
         self._refuse_past(path)
-        super().removexattr(path, name)
+        if name.startswith(PREFIX):
+            self._states.remove(self._walk(path), name)
+        else:
+            super().removexattr(path, name)
 
 
 def _error(number: int) -> OSError:
