@@ -6,10 +6,10 @@ import errno
 import os
 from pathlib import Path
 
-from tests.posix.case import CONTENT, Call, case, opened, permissions
+from tests.posix.case import CONTENT, Call, case, moved_times, opened, permissions
 
 _WRITEBACK = {
-    "3": "under the writeback cache the kernel keeps the size of a cached file to itself, and to"
+    "3": "under the writeback cache the kernel keeps the size and times of a file to itself, and to"
     " it each name is a file of its own"
 }
 
@@ -72,6 +72,28 @@ def _times(place: Path) -> int:
     return (place / "other").stat().st_mtime_ns
 
 
+def _ctime_moves(call: Call) -> Call:
+    """Whether a call moves the ctime by the name `other`."""
+    return lambda place: moved_times(place, ["other"], call) == {"other ctime"}
+
+
+def _on_a_fifo(call: Call) -> Call:
+    """The same for a fifo of two names."""
+
+    def run(place: Path) -> object:
+        for name in ("file", "other"):
+            os.unlink(place / name)
+        os.mkfifo(place / "file")
+        os.link(place / "file", place / "other")
+        return call(place)
+
+    return run
+
+
+_REMOVED = _ctime_moves(lambda place: os.unlink(place / "file"))
+_REPLACED = _ctime_moves(lambda place: os.rename(place / "full/inside", place / "file"))
+
+
 def _while_both_are_open(place: Path) -> bytes:
     with opened(place / "file", os.O_RDWR) as one, opened(place / "other", os.O_RDWR) as two:
         os.pwrite(one, b"C", 0)
@@ -112,6 +134,14 @@ CASES = [
     case("links: so does a file that was truncated", _linked(_truncated), 3, unless=_WRITEBACK),
     case("links: so does a mode", _linked(_mode_and_owner), 0o600),
     case("links: so do times", _linked(_times), 2, unless=_WRITEBACK),
+    case("links: so does the ctime of a file that lost a name", _linked(_REMOVED), True,
+         unless=_WRITEBACK),
+    case("links: so does the ctime of a file of which a name was replaced", _linked(_REPLACED),
+         True, unless=_WRITEBACK),
+    case("links: so does the ctime of a fifo that lost a name", _linked(_on_a_fifo(_REMOVED)),
+         True),
+    case("links: so does the ctime of a fifo of which a name was replaced",
+         _linked(_on_a_fifo(_REPLACED)), True),
     case("links: both names open at once", _linked(_while_both_are_open), b"ContenTContenT"),
     case("symlink keeps its target as it is", _symlink(b"../a//b/./c"), (b"../a//b/./c", 11)),
     case("symlink keeps bytes that are no text", _symlink(b"\xff\xe9"), (b"\xff\xe9", 2)),

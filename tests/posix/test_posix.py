@@ -21,6 +21,7 @@ from tests.posix import (
     renaming,
     times,
     unlinked,
+    users,
     xattrs,
 )
 from tests.posix.case import Case, errno_name
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.fuse
 
 TABLES = (
     opening, contents, ranges, directories, unlinked, renaming, links, attributes, times, names,
-    listings, xattrs, concurrency,
+    listings, xattrs, users, concurrency,
 )  # fmt: skip
 CASES = list(itertools.chain.from_iterable(table.CASES for table in TABLES))
 
