@@ -16,7 +16,6 @@ import ctypes
 import errno
 import logging
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -215,9 +214,8 @@ def _fill_time(timespec: Any, time_ns: int) -> None:
     timespec.tv_sec, timespec.tv_nsec = divmod(time_ns, 1_000_000_000)
 
 
-def _times(buffer: Any) -> tuple[int | None, int | None]:
+def _times(buffer: Any, now_ns: int) -> tuple[int | None, int | None]:
     """(atime, mtime) from libfuse's two timespecs; None where one is to stay."""
-    now_ns = time.time_ns()
 
     def one(timespec: Any) -> int | None:
         if timespec.tv_nsec == _UTIME_OMIT:
@@ -285,7 +283,7 @@ class _Common:
         self.operations.set_owner(target, _signed(uid), _signed(gid))
 
     def _utimens(self, target: Target, buf: Any) -> None:
-        self.operations.set_times(target, *_times(buf))
+        self.operations.set_times(target, *_times(buf, self.operations.now_ns()))
 
     def _readdir(self, fill: Callable[[bytes, Node, int], int], offset: int, handle: int) -> None:
         """Deliver entries from number `offset` on until libfuse's buffer is full.

@@ -119,7 +119,12 @@ class Operations:
     def set_owner(self, target: Target, uid: int, gid: int) -> None:
         self._vfs.chown(target, uid, gid)
 
+    def now_ns(self) -> int:
+        return self._vfs.files.now_ns()
+
     def set_times(self, target: Target, atime_ns: int | None, mtime_ns: int | None) -> None:
+        if mtime_ns is not None:
+            self._vfs.files.note_time(mtime_ns)
         self._vfs.utimens(target, atime_ns, mtime_ns)
 
     def move(self, old: bytes, new: bytes, flags: int) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import stat
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from syncer.metadata.contents import INLINE_RUN, RUN_BLOCKS
+from syncer.metadata.epochs import FileClock
 from syncer.metadata.tree import ROOT, Node, Tree, node_base
 from tests.vfs_rig import MACHINE, VfsRig, fast_folder
 
@@ -200,6 +202,16 @@ def test_the_outbox_names_what_changed_in_each_epoch(rig: VfsRig) -> None:
     assert (first, ROOT, b"a") in changed
     assert (first, node.id, b"") in changed
     assert [row[1:] for row in changed if row[0] == second] == [(node.id, b"")]
+
+
+def test_the_clock_follows_the_kernels_but_no_time_that_a_program_chose() -> None:
+    clock = FileClock()
+    told = time.time_ns()
+    clock.note(told)
+    assert clock.now_ns() >= told
+    clock.note(told - 10**12)
+    clock.note(told + 10**15)
+    assert told <= clock.now_ns() <= time.time_ns()
 
 
 def test_time_never_goes_back_from_epoch_to_epoch(rig: VfsRig) -> None:

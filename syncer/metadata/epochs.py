@@ -12,13 +12,38 @@ from collections.abc import Callable
 
 from syncer.metadata.db import Database
 
+_CLOCK_REALTIME_COARSE = 5
+
+
+class FileClock:
+    """The time as the kernel puts it on files. Safe for use from several threads.
+
+    The kernel sets some times itself and leaves others to us. Its clock is that of its last tick,
+    or a little ahead of it: of the latest time that it put on any file and somebody looked at. By
+    a finer clock, what we touch could be younger than what is written afterwards, and by a coarser
+    one older than what was written before; `make` would build too much, or too little.
+    """
+
+    def __init__(self) -> None:
+        self._seen_ns = 0
+
+    def now_ns(self) -> int:
+        """No time that the kernel sets later is earlier, and none that `note` told is later."""
+        return max(time.clock_gettime_ns(_CLOCK_REALTIME_COARSE), self._seen_ns)
+
+    def note(self, time_ns: int) -> None:
+        """The kernel told a file's time. If a program chose it, only a past one counts."""
+        if self._seen_ns < time_ns <= time.time_ns():
+            self._seen_ns = time_ns
+
 
 class Epochs:
     """The open epoch of a database. All methods hold, or are called under, `db.lock`."""
 
-    def __init__(self, db: Database, clock_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(self, db: Database, clock_ns: Callable[[], int] | None = None) -> None:
         self._db = db
-        self.now_ns = clock_ns
+        self.file_clock = FileClock()
+        self.now_ns = clock_ns or self.file_clock.now_ns
         #: What the outbox has for the open epoch; spares a statement per repeated change.
         self._touched: set[tuple[int, bytes]] = set()
         #: The number of the open epoch: changes made now belong to it.

@@ -113,6 +113,10 @@ class Tree:
     def now_ns(self) -> int:
         return self._epochs.now_ns()
 
+    def note_time(self, time_ns: int) -> None:
+        """The kernel told the time of a file; see `FileClock`."""
+        self._epochs.file_clock.note(time_ns)
+
     def forget(self) -> None:
         """Drop all cached rows: a transaction was rolled back, or others changed the tables."""
         with self._db.lock:

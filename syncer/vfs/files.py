@@ -128,6 +128,14 @@ class Files:
         file = self._files.get(node.id)
         return node if file is None else file.overlay(node)
 
+    def now_ns(self) -> int:
+        """The time that a file gets which is changed now."""
+        return self._tree.now_ns()
+
+    def note_time(self, time_ns: int) -> None:
+        """The kernel told the time of a file; see `FileClock`."""
+        self._tree.note_time(time_ns)
+
     def node_id(self, handle: int) -> int:
         """The node that a handle leads to; EBADF."""
         return self._handle(handle).file.node_id

@@ -94,7 +94,32 @@ def _others_file(call: Call) -> Call:
     return run
 
 
+def _in_turn(place: Path) -> list[str]:
+    """Changes of which a later one leaves an earlier time."""
+    changes: dict[str, Call] = {
+        "make": lambda place: (place / "new").touch(),
+        "touch": lambda place: os.utime(place / "new"),
+        "write": lambda place: (place / "new").write_bytes(b"new"),
+        "touch again": lambda place: os.utime(place / "new"),
+        "make another": lambda place: (place / "dir/new").mkdir(),
+    }
+    wrong = []
+    latest_ns = 0
+    for _ in range(10):
+        for name, change in changes.items():
+            change(place)
+            path = place / ("dir/new" if name == "make another" else "new")
+            time_ns = path.stat().st_mtime_ns
+            if time_ns < latest_ns:
+                wrong.append(name)
+            latest_ns = time_ns
+        (place / "new").unlink()
+        (place / "dir/new").rmdir()
+    return wrong
+
+
 CASES = [
+    case("what changes later has no earlier time", _in_turn, []),
     case("creating moves the directory's times", _moves(lambda p: (p / "dir/new").touch()), _DIR),
     case("mkdir moves the directory's times", _moves(lambda p: (p / "dir/new").mkdir()), _DIR),
     case("symlink moves the directory's times",
