@@ -351,7 +351,7 @@ class _Calls3(_Common):
         library = self.module._libfuse
         fuse = library.fuse_get_context().contents.fuse
         self._invalidator = Invalidator(library, fuse)
-        self.operations.set_cache_dropper(self._invalidator.run)
+        self.operations.set_cache_dropper(self._invalidator.hand_over)
         answer_init(library, fuse, wanted)
         self.operations.start()
 

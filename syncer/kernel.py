@@ -22,6 +22,8 @@ _MAX_PAGES = 1 << 22
 _HANDLE_KILLPRIV_V2 = 1 << 28
 _FIRST_REQUEST = 2
 _INVALIDATE_SECONDS = 1.0
+#: What the kernel holds may be much, and storing it may wait for room.
+_HAND_OVER_SECONDS = 60.0
 
 
 def answer_init(library: Any, fuse: int, conn: Any) -> None:
@@ -84,9 +86,24 @@ class Invalidator:
         self._work.put((paths, done))
         done.wait(_INVALIDATE_SECONDS)
 
+    def hand_over(self, paths: list[bytes]) -> bool:
+        """Have the kernel write what it holds of files, and forget it; False: it takes too long.
+
+        In a thread of its own: others' notices need not wait for it.
+        """
+        thread = threading.Thread(
+            target=self._tell, args=(paths,), name="syncer-hand-over", daemon=True
+        )
+        thread.start()
+        thread.join(_HAND_OVER_SECONDS)
+        return not thread.is_alive()
+
     def _run(self) -> None:
         while True:
             paths, done = self._work.get()
-            for path in paths:
-                self._invalidate_path(self._fuse, path)
+            self._tell(paths)
             done.set()
+
+    def _tell(self, paths: list[bytes]) -> None:
+        for path in paths:
+            self._invalidate_path(self._fuse, path)

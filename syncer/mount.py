@@ -84,7 +84,7 @@ class Operations:
 
     # What a binding calls with handles and buffers
 
-    def set_cache_dropper(self, drop: Callable[[list[bytes]], None]) -> None:
+    def set_cache_dropper(self, drop: Callable[[list[bytes]], bool]) -> None:
         self._vfs.files.drop_caches = drop
 
     def start(self) -> None:

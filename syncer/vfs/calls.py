@@ -367,19 +367,19 @@ class Vfs:
             if flags & os.O_EXCL:
                 raise
             return self.open(path, flags, caller)
-        return self.files.open(node)
+        return self.files.open(node, writable=True)
 
     def open(self, path: bytes, flags: int, caller: Caller = SUPERUSER) -> int:
         """Open a file; returns a handle for `files`."""
         self.hidden.settle()
-        writes = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
-        if writes and self.read_only is not None:
+        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        if (writable or flags & os.O_TRUNC) and self.read_only is not None:
             raise _error(errno.EROFS)
         with self.files.lock:
             node = self._walk(path)
             if node.is_dir:
                 raise _error(errno.EISDIR)
-            handle = self.files.open(node)
+            handle = self.files.open(node, writable=writable)
         if flags & os.O_TRUNC:
             self._drop_privileges(node.id, caller)
             self.files.truncate(handle, 0)

@@ -36,6 +36,7 @@ class _Handle:
     read_ahead: ReadAhead
     #: Of a file of another moment: its node, as callers see it. The file is then this handle's own.
     past: Node | None = None
+    is_writable: bool = False
     was_read: bool = False
     was_written: bool = False
     is_direct: bool = False
@@ -67,8 +68,9 @@ class Files:
         self._read_ahead = read_ahead
         self._max_read_ahead_blocks = max(1, max_read_ahead_bytes // BLOCK_BYTES)
         self.update_atime = update_atime
-        #: Has the kernel write back and forget what it keeps of these paths; set by the binding.
-        self.drop_caches: Callable[[list[bytes]], None] = lambda paths: None
+        #: Has the kernel write back and forget what it keeps of these paths, and tells whether it
+        #: did so in time; set by the binding.
+        self.drop_caches: Callable[[list[bytes]], bool] = lambda paths: True
         self.lock = threading.RLock()
         self._shared = Shared(inline_limit_bytes, inline_total_bytes)
         self._files: dict[int, OpenFile] = {}
@@ -150,7 +152,7 @@ class Files:
         """The kernel tells when it took the writes that it sent; False: they are saved already."""
         return self._handle(handle).file.note_write_time(mtime_ns)
 
-    def open(self, node: Node) -> int:
+    def open(self, node: Node, *, writable: bool = False) -> int:
         """Open a file; returns a handle for the other methods."""
         with self.lock:
             file = self._files.get(node.id)
@@ -160,7 +162,8 @@ class Files:
             file.handles += 1
             file.cached_handles += 1
             handle = next(self._numbers)
-            self._handles[handle] = _Handle(file, ReadAhead(self._max_read_ahead_blocks))
+            read_ahead = ReadAhead(self._max_read_ahead_blocks)
+            self._handles[handle] = _Handle(file, read_ahead, is_writable=writable)
             return handle
 
     def open_past(self, node: Node, shown: Node, contents: Contents) -> int:
@@ -196,7 +199,8 @@ class Files:
         Else it would hand it over later, in whole pages, and lay old bytes over newer ones.
         """
         if opened.is_direct and opened.file.cached_handles:
-            self.drop_caches(self._tree.paths_of(opened.file.node_id))
+            if not self.drop_caches(self._tree.paths_of(opened.file.node_id)):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     def read_into(self, handle: int, target: memoryview, offset: int) -> int:
         """Fill `target` from an open file; returns the bytes read, fewer only at its end."""
@@ -247,7 +251,18 @@ class Files:
 
     def seek(self, handle: int, offset: int, whence: int) -> int:
         """lseek(2) with SEEK_DATA or SEEK_HOLE; see `ranges`."""
-        return ranges.seek(self._handle(handle).file, offset, whence)
+        file = self._handle(handle).file
+        with self.lock:
+            may_be_dirty = any(
+                each.is_writable and each.file is file for each in self._handles.values()
+            )
+        if may_be_dirty:
+            # What the kernel has not handed over yet is data, too, wherever it lies.
+            paths = self._tree.paths_of(file.node_id)
+            if not paths or not self.drop_caches(paths):
+                # Who asks reads everything then.
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return ranges.seek(file, offset, whence)
 
     def copy(self, source: int, offset: int, target: int, position: int, length: int) -> int:
         """copy_file_range(2); see `ranges`."""

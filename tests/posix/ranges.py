@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,21 @@ def _seek(whence: int, offset: int) -> Call:
     return run
 
 
+def _seek_unsynced(place: Path) -> tuple[int, int, int, int]:
+    """Data that was only just written, here and through a mapping, is data."""
+    with opened(place / "sparse", os.O_RDWR | os.O_CREAT) as descriptor:
+        os.ftruncate(descriptor, 4 * MIB)
+        os.fsync(descriptor)
+        with mmap.mmap(descriptor, 4 * MIB) as mapping:
+            mapping[2 * MIB] = 1
+            os.pwrite(descriptor, b"x", 4 * MIB)
+            first = os.lseek(descriptor, 0, os.SEEK_DATA)
+            hole = os.lseek(descriptor, 2 * MIB, os.SEEK_HOLE)
+            last = os.lseek(descriptor, 3 * MIB, os.SEEK_DATA)
+            end = os.lseek(descriptor, 4 * MIB, os.SEEK_HOLE)
+    return first, -(-hole // MIB), last, end
+
+
 def _blocks(change: Callable[[int], object]) -> Call:
     """By how many MiB a change makes the file's blocks fewer."""
 
@@ -118,6 +134,8 @@ CASES = [
     case("SEEK_DATA in data stays", _seek(os.SEEK_DATA, 5), 5),
     case("SEEK_HOLE finds the next hole", _seek(os.SEEK_HOLE, 5), MIB, unless=_NOT_CARRIED),
     case("SEEK_HOLE finds the end", _seek(os.SEEK_HOLE, 2 * MIB), 3 * MIB),
+    case("SEEK_DATA finds what was only just written", _seek_unsynced,
+         (2 * MIB, 3, 4 * MIB, 4 * MIB + 1), unless=_NOT_CARRIED),
     case("SEEK_DATA: ENXIO behind the end", _seek(os.SEEK_DATA, 4 * MIB), fails=errno.ENXIO),
     case("copy_file_range of blocks", _copy, (3 * MIB, True)),
     case("copy_file_range within a file", _large(_copy_within), b"xyx"),
