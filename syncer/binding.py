@@ -53,7 +53,9 @@ class MountOptions:
     """How a mount is made."""
 
     source: str
-    """What the list of mounts shows: the data directory's absolute path."""
+    """What the list of mounts shows; see `mounts.source_of`."""
+    subtype: str = "syncer"
+    """The type that the list of mounts shows, behind "fuse."."""
     is_writer: bool = True
     """False: another machine may change what is shown, so the kernel may keep it for 1 s only."""
     writeback: bool = True
@@ -149,7 +151,7 @@ def _subclass(calls: type[_Common], module: Any) -> Any:
 def _arguments(version: int, module: Any, options: MountOptions) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "fsname": _latin(options.source).replace("\\", "\\\\").replace(",", "\\,"),
-        "subtype": "syncer",
+        "subtype": options.subtype,
         "default_permissions": True,
     }
     seconds = _cache_seconds(options)

@@ -160,6 +160,17 @@ def _switch() -> Kind:
     return Kind(parse, lambda value: "on" if value else "off", "on or off")
 
 
+def _name() -> Kind:
+    allowed = "up to 32 letters, digits, dots and dashes"
+
+    def parse(text: str) -> str:
+        if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9.-]{0,31}", text):
+            raise ValueError(allowed)
+        return text
+
+    return Kind(parse, str, allowed)
+
+
 def _setting(key: str, kind: Kind, doc: str) -> Mapping[str, Any]:
     return {"key": key, "kind": kind, "doc": doc}
 
@@ -253,6 +264,23 @@ class Config:
             "writeback",
             _switch(),
             "The kernel gathers small writes (libfuse 3 only); off is slower and exact.",
+        ),
+    )
+    subtype: str = field(
+        default="syncer",
+        metadata=_setting(
+            "subtype",
+            _name(),
+            "What the list of mounts calls it, as fuse.subtype. sshfs makes desktops treat it as"
+            " remote, and not read every file for a thumbnail.",
+        ),
+    )
+    show_snapshots: bool = field(
+        default=False,
+        metadata=_setting(
+            "show_snapshots",
+            _switch(),
+            "Listings of the mount's top folder have .snapshots; it can be entered anyway.",
         ),
     )
     read_ahead_bytes: int = field(

@@ -92,6 +92,8 @@ def test_every_setting_survives_the_file(tmp_path: Path) -> None:
         "epoch": "0.5",
         "fuse": "2",
         "writeback": "off",
+        "subtype": "sshfs",
+        "show_snapshots": "on",
         "read_ahead": "128Mi",
         "inline_limit": "0",
         "inline_total": "1G",

@@ -93,7 +93,7 @@ def test_evict_and_fetch_free_and_bring_back(place: Place, fuse: str) -> None:
         (folder / str(number)).write_bytes(os.urandom(1_500_000))
     run("flush", place.mnt)
     assert status(place.mnt)["safe"]
-    assert "(2 blocks)" in run("evict", folder / "0").stdout
+    assert "(2 blocks of 1 file)" in run("evict", folder / "0").stdout
     assert "(4 blocks)" in run("evict", place.mnt).stdout
     assert status(place.mnt)["cache_blocks"] == 0
     assert "2 blocks of 1 file" in run("fetch", folder / "1").stdout

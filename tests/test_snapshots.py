@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -193,10 +194,90 @@ def test_other_words_are_symlinks_to_a_time(rig: Rig) -> None:
     target = rig.vfs.readlink(b"/.snapshots/%d" % first)
     assert rig.read(b"/.snapshots/" + target + b"/a") == b"1"
     assert stat.S_ISDIR(rig.vfs.getattr(b"/.snapshots/" + target).mode)
-    assert rig.list(b"/.snapshots") == [b"latest", b"one", b"two"]
+    names = rig.list(b"/.snapshots")
+    assert names[:3] == [b"latest", b"one", b"two"] and target in names
     assert rig.list(b"/") == [b"a"]
     # A mount that knows it for a folder goes on with it.
     assert rig.read(b"/.snapshots/latest/a") == b"2"
+
+
+def moments_of(rig: Rig, times_ns: list[int]) -> None:
+    """Make further epochs that began at these times, by hand: clocks do not go so fast."""
+    db, epochs = rig.engine._db, rig.engine._epochs
+    with db.transaction():
+        first = epochs.open
+        db.execute_many(
+            "INSERT INTO epoch VALUES(?, 1, ?, ?)",
+            [(first + place, first + place, time) for place, time in enumerate(times_ns)],
+        )
+    epochs.restart()
+
+
+def test_each_moment_is_listed_by_its_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        rig.write(b"/a", b"1")
+        rig.engine.past.snapshot("mine")
+        second = 10**9
+        # 2040-10-28 00:30 UTC, an hour before the clocks go back: half past two comes twice.
+        base = 2_234_997_000 * second
+        times = [base, base + 1, base + 500_000_000]
+        times += [base + 3600 * second, base + 3600 * second + 400_000_000]
+        moments_of(rig, times)
+        rig.engine.vfs._moments._clock_ns = lambda: base + 10_000 * second
+        names = rig.list(b"/.snapshots")
+        assert names[:2] == [b"latest", b"mine"]
+        assert names[-5:] == [
+            b"2040-10-28T02-30-00+0200",
+            b"2040-10-28T02-30-00.001+0200",
+            b"2040-10-28T02-30-01+0200",
+            b"2040-10-28T02-30-00+0100",
+            b"2040-10-28T02-30-01+0100",
+        ]
+        # They are what `written` calls them, and lead to them.
+        moments = rig.engine.vfs._moments
+        latest = moments.latest()
+        listed = dict(moments.listed(0, 1000))
+        assert list(listed.values()) == list(range(1, latest + 1))
+        assert all(moments.find(name) == epoch for name, epoch in listed.items())
+        assert all(moments.written(epoch) == name for name, epoch in listed.items())
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_long_history_is_listed_in_steps(rig: Rig) -> None:
+    rig.write(b"/a", b"1")
+    rig.engine.past.snapshot("mine")
+    count = 100_000
+    start_ns = time.time_ns() + 10**9
+    moments_of(rig, [start_ns + number * 10**9 for number in range(count)])
+    rig.engine.vfs._moments._clock_ns = lambda: start_ns + (count + 1) * 10**9
+    handle = rig.vfs.opendir(b"/.snapshots")
+    asked: list[int] = []
+    query = rig.engine._db.query
+    rig.engine._db.query = lambda sql, bindings=(): asked.append(1) or query(sql, bindings)
+    first = rig.vfs.directories.read(handle, 0, 64)
+    rig.vfs.directories.delivered(handle, [name for name, _ in first])
+    assert len(first) == 64 and len(asked) < 50
+    asked.clear()
+    last = os.fsencode(rig.vfs._moments.written(rig.vfs._moments.latest()))
+    assert rig.read(b"/.snapshots/" + last + b"/a") == b"1"
+    assert len(asked) < 100
+    rig.vfs.directories.release(handle)
+
+
+def test_the_folder_is_listed_where_someone_wants_it(rig: Rig) -> None:
+    for name in (b"-first", b"a", b"b"):
+        rig.write(b"/" + name, b"1")
+    rig.vfs.is_listed = True
+    assert rig.list(b"") == [b"-first", b".snapshots", b"a", b"b"]
+    rig.engine._tree.create(
+        rig.engine._tree.node(1), b".snapshots", stat.S_IFDIR | 0o755, 1000, 1000
+    )
+    assert rig.list(b"") == [b"-first", b".snapshots", b"a", b"b"]
+    assert rig.list(b"/.snapshots") == []
 
 
 def test_what_is_no_moment_may_become_one(rig: Rig) -> None:
@@ -276,6 +357,13 @@ def test_a_mount_shows_the_past_as_it_was(fuse: str, tmp_path: Path) -> None:
         assert tree_of(then) == before
         assert tree_of(mount.path / ".snapshots" / "latest" / "top") != before
         assert os.listdir(mount.path) == ["top"]
+        listed = os.listdir(mount.path / ".snapshots")
+        assert {"latest", "before"} < set(listed)
+        for name in listed:
+            tops = os.listdir(mount.path / ".snapshots" / name)
+            assert tops in ([], ["top"])
+        for word in ("1 second ago", "today", "latest"):
+            assert (mount.path / ".snapshots" / word).is_symlink()
         numbers = [os.stat(path).st_ino for path in (then / "tiny", then / "below" / "twin")]
         assert numbers[0] == numbers[1] != os.stat(top / "tiny").st_ino
         with pytest.raises(OSError) as error:
@@ -284,3 +372,12 @@ def test_a_mount_shows_the_past_as_it_was(fuse: str, tmp_path: Path) -> None:
         # As `cp` does it; the kernel may share the blocks.
         (top / "back").write_bytes((then / "below" / "big").read_bytes())
         assert (top / "back").read_bytes() == before["below/big"][2][0]  # type: ignore[index]
+        mount.umount()
+        mount.mount("--show-snapshots")
+        assert sorted(os.listdir(mount.path)) == [".snapshots", "top"]
+        mount.remount()
+        assert sorted(os.listdir(mount.path)) == [".snapshots", "top"]
+        mount.umount()
+        mount.run("config", mount.data, "show-snapshots", "off")
+        mount.mount()
+        assert os.listdir(mount.path) == ["top"]

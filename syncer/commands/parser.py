@@ -84,8 +84,8 @@ def _add_mounting(add: _Add) -> None:
         "show the collection in a folder",
         "syncer mount data someserver:~/blobs/ mnt 1000",
         "The first mount makes DATA, and the repository at REMOTE; later ones need neither REMOTE"
-        " nor MAX_MB. MAX_MB, --fuse, --writeback and --transport are kept as settings. Returns"
-        " when the mount serves; the exit status tells whether it does.",
+        " nor MAX_MB. MAX_MB, --fuse, --writeback, --transport, --subtype and --show-snapshots are"
+        " kept as settings. Returns when the mount serves; the exit status tells whether it does.",
     )
     mount.add_argument("data", metavar="DATA", help="this computer's private state")
     mount.add_argument(
@@ -109,6 +109,18 @@ def _add_mounting(add: _Add) -> None:
         help="whether the kernel gathers small writes (libfuse 3); off is slower and exact",
     )
     _add_transport(mount)
+    mount.add_argument(
+        "--subtype",
+        metavar="NAME",
+        help="what the list of mounts calls it: fuse.NAME. Desktops make thumbnails of a whole"
+        " folder by reading all of it, but not in fuse.sshfs, which they know to be remote",
+    )
+    mount.add_argument(
+        "--show-snapshots",
+        action="store_const",
+        const="on",
+        help="list .snapshots in the top folder; it can be entered anyway",
+    )
     mount.add_argument(
         "--take-over",
         action="store_true",

@@ -204,11 +204,10 @@ class History:
                 high = middle - 1
         return low
 
-    def moments(self, before: int, limit: int) -> list[Moment]:
-        """Up to `limit` epochs in which something changed, below `before`, newest first."""
+    def moments(self, after: int, limit: int) -> list[Moment]:
+        """Up to `limit` epochs in which something changed, behind `after`, oldest first."""
         rows = self._db.query(
-            "SELECT seq, time_ns FROM epoch WHERE seq < ? ORDER BY seq DESC LIMIT ?",
-            (before, limit),
+            "SELECT seq, time_ns FROM epoch WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit)
         )
         return [Moment(*row) for row in rows]
 

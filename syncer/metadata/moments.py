@@ -12,6 +12,7 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from syncer import when
 from syncer.errors import CorruptError, ExistsError, MissingError, UsageError
@@ -134,6 +135,22 @@ class Moments:
         is_over = moment.time_ns <= self._clock_ns()
         return is_over and self._history.epoch_at(moment.time_ns) <= self.latest()
 
+    def listed(self, after: int, limit: int) -> list[tuple[str, int]]:
+        """Up to `limit` closed epochs behind `after` with what `written` calls them, oldest first.
+
+        One query for all: that a name means its epoch is seen from the one that follows.
+        """
+        moments = self._history.moments(after, limit + 1)
+        now_ns, latest = self._clock_ns(), self.latest()
+        found: list[tuple[str, int]] = []
+        for moment, next_one in zip_longest(moments[:limit], moments[1:]):
+            if moment is None or moment.epoch > latest:
+                break
+            end_ns = next_one.time_ns if next_one else now_ns + 1
+            name = when.shortest(moment.time_ns, _is_within(min(end_ns, now_ns + 1)))
+            found.append((name, moment.epoch))
+        return found
+
     def written(self, epoch: int) -> str:
         """The time of an epoch, as a name by which `find` finds it again, now and later."""
         now_ns = self._clock_ns()
@@ -143,3 +160,7 @@ class Moments:
             return time_ns <= now_ns and self._history.epoch_at(time_ns) == epoch
 
         return when.shortest(self._history.time_ns(epoch), is_same)
+
+
+def _is_within(end_ns: int) -> Callable[[int], bool]:
+    return lambda time_ns: time_ns < end_ns

@@ -218,7 +218,8 @@ class Daemon:
         before = os.stat(plan.mountpoint).st_dev
         options = binding.MountOptions(
             # As all text on the way through a binding, see `mount`.
-            source=str(plan.data),
+            source=mounts.source_of(plan.data, plan.config.subtype),
+            subtype=plan.config.subtype,
             is_writer=engine.is_writer,
             writeback=plan.config.writeback,
             extra=plan.options,

@@ -109,6 +109,7 @@ class Engine:
         moments = Moments(self._db, self._epochs, self._tree, history)
         states = States(self._db, self._tree, self._contents, self._blocks, files, history)
         self.vfs = SnapshotVfs(self._tree, self._blocks, files, history, moments, states)
+        self.vfs.is_listed = config.show_snapshots
         self._keeper = PinKeeper(self._tree, self._contents, self._blocks)
         self._transfer.on_short = self._keeper.hurry
         self.keeping = Keeping(self._tree, self._contents, self._blocks, self._keeper, states)

@@ -39,7 +39,7 @@ def plan_mount(arguments: argparse.Namespace) -> MountPlan:
     else:
         config = _known_config(folder, location, limit_bytes)
     options = _mount_options(arguments.options)
-    for key in ("transport", "fuse", "writeback"):
+    for key in ("transport", "fuse", "writeback", "subtype", "show_snapshots"):
         if text := getattr(arguments, key):
             config = config.with_value(key, text)
     fuse = binding.choose_version(config.fuse)

@@ -18,7 +18,9 @@ from pathlib import Path
 
 from syncer.errors import MountError
 
-FILESYSTEM_TYPE = "fuse.syncer"
+_OWN_SUBTYPE = "syncer"
+#: A source that says by itself that the mount is ours: with the moment of one that shows the past.
+_SOURCE = re.compile(r"syncer(?:@([^:/]+))?:(/.*)", re.DOTALL)
 _DEVICE = "/dev/fuse"
 # Unmounting writes what the kernel still holds of files.
 _UNMOUNT_SECONDS = 300.0
@@ -31,7 +33,7 @@ class Mount:
     mountpoint: Path
     type: str
     source: str
-    """Of our own mounts: the data directory's absolute path."""
+    """Of our own mounts: see `source_of`."""
     device: int
     """The minor device number, which names the connection to the kernel as well."""
     owner: int | None
@@ -40,12 +42,31 @@ class Mount:
     @property
     def is_ours(self) -> bool:
         """Whether syncer mounted it, for whichever user."""
-        return self.type == FILESYSTEM_TYPE
+        is_named = self.type.startswith("fuse.") and _SOURCE.fullmatch(self.source) is not None
+        return is_named or self.type == f"fuse.{_OWN_SUBTYPE}"
 
     @property
     def data(self) -> Path:
         """The data directory of one of our mounts."""
-        return Path(self.source)
+        found = _SOURCE.fullmatch(self.source)
+        return Path(found[2] if found else self.source)
+
+    @property
+    def at(self) -> str:
+        """The moment that one of our mounts shows; "" if it shows the present."""
+        found = _SOURCE.fullmatch(self.source)
+        return found[1] or "" if found else ""
+
+
+def source_of(data: Path, subtype: str, at: str = "") -> str:
+    """What the list of mounts is to show as the source of a mount of ours.
+
+    That is the data directory's absolute path, and where the type does not tell whose mount it is,
+    or it shows the past, a text that does.
+    """
+    if at:
+        return f"syncer@{at}:{data}"
+    return str(data) if subtype == _OWN_SUBTYPE else f"syncer:{data}"
 
 
 def mounts() -> list[Mount]:

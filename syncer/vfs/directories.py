@@ -17,14 +17,14 @@ _ROWS = 128
 
 
 #: Up to so many entries, from after a name on.
-_Entries = Callable[[bytes, int], Sequence[tuple[bytes, Node]]]
+Entries = Callable[[bytes, int], Sequence[tuple[bytes, Node]]]
 
 
 @dataclass
 class _Listing:
     """An open directory. `shown` has the names in order, so that an offset can be resumed."""
 
-    entries: _Entries
+    entries: Entries
     dots: Callable[[], tuple[Node, Node]]
     shown: list[bytes] = field(default_factory=list)
     rows: Sequence[tuple[bytes, Node]] = ()
@@ -45,13 +45,15 @@ class Directories:
         self._listings: dict[int, _Listing] = {}
         self._numbers = itertools.count(1)
 
-    def open(self, node_id: int) -> int:
-        """Open a directory; returns a handle for the other methods."""
-        return self._add(
-            _Listing(partial(self._tree.entries, node_id), lambda: self._dots(node_id))
-        )
+    def open(self, node_id: int, entries: Entries | None = None) -> int:
+        """Open a directory; returns a handle for the other methods.
 
-    def open_past(self, entries: _Entries, node: Node) -> int:
+        `entries` tells what is in it, where that is not only what the tree knows.
+        """
+        entries = entries or partial(self._tree.entries, node_id)
+        return self._add(_Listing(entries, lambda: self._dots(node_id)))
+
+    def open_past(self, entries: Entries, node: Node) -> int:
         """Open a directory of another moment, whose entries someone else knows; as `open`."""
         return self._add(_Listing(entries, lambda: (node, node)))
 

@@ -5,9 +5,10 @@
     .snapshots/latest, .snapshots/2 hours ago, .snapshots/4711
                                             other words, as symlinks to the moment's time
 
-`.snapshots` itself is in no listing, so that `find` and backups of the mount don't walk through all
-of history; its own listing has `latest` and the named snapshots. Where a collection has a folder of
-that name of its own, that one counts.
+`.snapshots` itself is in no listing unless someone wants it, so that `find` and backups of the
+mount don't walk through all of history. Its own listing has `latest`, the named snapshots, and each
+moment that is kept, in the order of time. Where a collection has a folder of that name of its own,
+that one counts.
 
 What is in such a folder never changes, so the kernel may keep it. That is why a time that is still
 to come, or within the epoch that is still open, is a symlink as well; and why what is no moment is
@@ -26,10 +27,12 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import NoReturn
 
 from xxhash import xxh3_64_intdigest
 
+from syncer import when
 from syncer.blocks.store import Blocks
 from syncer.errors import MissingError, UsageError
 from syncer.metadata.history import History, PastContents
@@ -85,6 +88,8 @@ class SnapshotVfs(Vfs):
         self._history = history
         self._moments = moments
         self._states = states
+        #: Whether the root's listing has `.snapshots`.
+        self.is_listed = False
         #: Epochs of moments that are folders; every path below one asks for it.
         self._fixed: dict[bytes, int] = {}
 
@@ -161,6 +166,8 @@ class SnapshotVfs(Vfs):
 
     def opendir(self, path: bytes) -> int:
         if not self._is_past(path):
+            if self.is_listed and not path.strip(b"/"):
+                return self.directories.open(ROOT, self._root_entries)
             return super().opendir(path)
         place = self._place(path)
         if not place.node.is_dir:
@@ -175,9 +182,27 @@ class SnapshotVfs(Vfs):
         return self.directories.open_past(entries, place.shown)
 
     def _moment_entries(self, after: bytes, limit: int) -> list[tuple[bytes, Node]]:
-        names = [b"latest", *(os.fsencode(found.name) for found in self._moments.named())]
-        wanted = sorted(name for name in names if name > after)[:limit]
-        return [(name, self._moment(name).shown) for name in wanted]
+        found: list[tuple[bytes, Node]] = []
+        seen = 0
+        # A snapshot can't have the name of a time, so the last name tells where to go on.
+        if when.is_written(os.fsdecode(after)):
+            seen = self._moments.find(os.fsdecode(after))
+        else:
+            names = [b"latest", *(os.fsencode(named.name) for named in self._moments.named())]
+            wanted = sorted(name for name in names if name > after)[:limit]
+            found = [(name, self._moment(name).shown) for name in wanted]
+        for text, epoch in self._moments.listed(seen, limit - len(found)):
+            root = self._history.node(ROOT, epoch)
+            if root is not None:
+                found.append((text.encode(), _Place(root, epoch).shown))
+        return found
+
+    def _root_entries(self, after: bytes, limit: int) -> Sequence[tuple[bytes, Node]]:
+        rows = self._tree.entries(ROOT, after, limit)
+        is_here = after < NAME and (len(rows) < limit or NAME < rows[-1][0])
+        if not is_here or self._tree.lookup(ROOT, NAME) is not None:
+            return rows
+        return sorted([*rows, (NAME, self._place(_PATH).shown)], key=itemgetter(0))[:limit]
 
     def open(self, path: bytes, flags: int, caller: Caller = SUPERUSER) -> int:
         if not self._is_past(path):
