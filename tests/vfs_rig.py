@@ -59,10 +59,14 @@ class VfsRig(Rig):
         timeout_seconds: float = 30.0,
         inline_total_bytes: int = 1_000_000,
         *,
+        read_ahead_bytes: int = 0,
         power_was_cut: bool | None = None,
     ) -> None:
         """With `power_was_cut`, the last process came to an unclean end, and that is recovered."""
         self._inline_total_bytes = inline_total_bytes
+        self._read_ahead_bytes = read_ahead_bytes
+        #: What readers are expected to read next: (ids, whether their beginnings will do).
+        self.asked: list[tuple[list[bytes], bool]] = []
         self._power_was_cut = power_was_cut
         super().__init__(folder, limit_bytes, timeout_seconds)
 
@@ -80,8 +84,8 @@ class VfsRig(Rig):
             self.tree,
             self.contents,
             self.blocks,
-            read_ahead=lambda ids: None,
-            max_read_ahead_bytes=0,
+            read_ahead=lambda ids, heads_only: self.asked.append((list(ids), heads_only)),
+            max_read_ahead_bytes=self._read_ahead_bytes,
             inline_limit_bytes=INLINE_BYTES,
             inline_total_bytes=self._inline_total_bytes,
         )

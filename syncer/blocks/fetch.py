@@ -33,6 +33,7 @@ class Fetched:
     """What was downloaded since the start."""
 
     blocks: int
+    """Whole ones, and beginnings."""
     content_bytes: int
     urgent_blocks: int
     """Those that someone waited for; the others were fetched ahead of a reader."""
@@ -100,6 +101,11 @@ class Fetcher:
         with self._lock:
             del self._flights[block_id]
 
+    def is_under_way(self, block_id: bytes) -> bool:
+        """Whether somebody does the work for this block at present."""
+        with self._lock:
+            return block_id in self._flights
+
     def download(self, block_id: bytes, *, urgent: bool) -> Buffer:
         """A block's content from the remote, verified.
 
@@ -108,12 +114,33 @@ class Fetcher:
         stored = self._remote.get(block_key(block_id), urgent=urgent)
         time.sleep(self.limit.take(len(stored)))
         content = codec.decode_block(stored, block_id, self._seed)
+        self._count(len(content), urgent)
+        return content
+
+    def download_head(self, block_id: bytes, pieces: int, *, urgent: bool) -> bytes:
+        """The first pieces of a block from the remote, verified; raises as `download`.
+
+        The header proves itself against the id, and each piece against the header.
+        """
+        asked_bytes = codec.MAX_HEADER_BYTES + pieces * codec.PIECE_BYTES
+        stored = memoryview(self._remote.get(block_key(block_id), 0, asked_bytes, urgent=urgent))
+        time.sleep(self.limit.take(len(stored)))
+        header = codec.decode_header(stored, block_id, self._seed)
+        found = []
+        for piece in range(min(pieces, len(header.digests))):
+            start, length = header.piece_span(piece)
+            part = stored[start : start + length]
+            found.append(codec.decode_piece(header, piece, part, self._seed))
+        content = b"".join(found)
+        self._count(len(content), urgent)
+        return content
+
+    def _count(self, content_bytes: int, urgent: bool) -> None:
         with self._lock:
             was = self._fetched
             self._fetched = Fetched(
-                was.blocks + 1, was.content_bytes + len(content), was.urgent_blocks + urgent
+                was.blocks + 1, was.content_bytes + content_bytes, was.urgent_blocks + urgent
             )
-        return content
 
 
 def _outcome(flight: Future[Buffer]) -> Buffer:

@@ -19,6 +19,7 @@ from syncer import codec
 from syncer.blocks.budget import disk_bytes
 from syncer.blocks.cache import Cache
 from syncer.blocks.fetch import Fetcher
+from syncer.blocks.heads import Heads
 from syncer.blocks.ledger import Hold, Ledger
 from syncer.codec import BLOCK_BYTES, HOLE, Buffer
 from syncer.errors import CorruptError, LocalFullError, MissingError, PermanentError
@@ -55,6 +56,7 @@ class Blocks(Ledger):
     def __init__(self, db: Database, cache: Cache, fetcher: Fetcher, seed: int) -> None:
         super().__init__(db, cache)
         self.fetcher = fetcher
+        self._heads = Heads(fetcher)
         self.seed = seed
         #: Since the start; changed only by who holds _evicting.
         self.evicted_blocks = 0
@@ -145,6 +147,8 @@ class Blocks(Ledger):
                 count = self.cache.read_into(block_id, offset, buffer)
                 self._touch(block_id)
                 return count
+        if self._heads.read_into(block_id, offset, buffer):
+            return len(buffer)
         part = memoryview(self.get(block_id))[offset : offset + len(buffer)]
         buffer[: len(part)] = part
         return len(part)
@@ -176,6 +180,13 @@ class Blocks(Ledger):
         """Fetch a block that will soon be read, behind urgent ones; raises as `read_into`."""
         if not self.is_local(block_id):
             self._fetch(block_id, urgent=False)
+
+    def fetch_head(self, block_id: bytes, *, urgent: bool) -> None:
+        """Have the first `HEAD_BYTES` of a block here, in memory if it is not local.
+
+        Only for a block that is longer. Raises as `read_into`.
+        """
+        self._heads.fetch(block_id, lambda: self.is_local(block_id), urgent=urgent)
 
     def is_local(self, block_id: bytes) -> bool:
         """Whether a block has a local file; that it is damaged shows when it is read."""
@@ -260,7 +271,9 @@ class Blocks(Ledger):
         if content is not None:
             return content
         try:
-            return self._keep(block_id, self.fetcher.download(block_id, urgent=urgent))
+            content = self._keep(block_id, self.fetcher.download(block_id, urgent=urgent))
+            self._heads.drop(block_id)
+            return content
         except MissingError as error:
             # It may have been put meanwhile; or a dirty block's damaged file is still there.
             content = self._read_file(block_id)

@@ -117,9 +117,9 @@ class Transfer:
             self.uploads.wait_changed(min(remaining, _EVICT_SECONDS))
         return True
 
-    def read_ahead(self, block_ids: Sequence[bytes]) -> None:
-        """These will soon be read. Never waits, promises nothing."""
-        self._wishes.add(block_ids)
+    def read_ahead(self, block_ids: Sequence[bytes], heads_only: bool = False) -> None:
+        """These, or their beginnings, will soon be read. Never waits, promises nothing."""
+        self._wishes.add(block_ids, heads_only)
 
     def status(self) -> TransferStatus:
         usage, budget = self._blocks.usage(), self._blocks.cache.budget
@@ -164,11 +164,15 @@ class Transfer:
         self._crew.stopping.wait(_REST_SECONDS)
 
     def _fetch_ahead(self) -> None:
-        block_id = self._wishes.take()
-        if block_id is None:
+        wish = self._wishes.take()
+        if wish is None:
             return
+        block_id, head_only = wish
         try:
-            self._blocks.prefetch(block_id)
+            if head_only:
+                self._blocks.fetch_head(block_id, urgent=False)
+            else:
+                self._blocks.prefetch(block_id)
         except SyncerError as error:
             # Whoever reads the block learns of it.
             log.debug("block %s is not fetched ahead: %s", block_id.hex(), error)
@@ -180,26 +184,28 @@ class _Wishes:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._added = threading.Condition()
-        # The condition guards the queue: a dict, for its order and its look-up.
-        self._queue: dict[bytes, None] = {}
+        # The condition guards the queue: a dict, for its order and its look-up. It tells whether
+        # the block's beginning will do.
+        self._queue: dict[bytes, bool] = {}
 
-    def add(self, block_ids: Sequence[bytes]) -> None:
+    def add(self, block_ids: Sequence[bytes], heads_only: bool) -> None:
         with self._added:
-            self._queue.update((key, None) for key in block_ids if key != HOLE)
+            for key in block_ids:
+                if key != HOLE:
+                    self._queue[key] = heads_only and self._queue.get(key, True)
             while len(self._queue) > self._limit:
                 del self._queue[next(iter(self._queue))]
             self._added.notify(len(self._queue))
 
-    def take(self) -> bytes | None:
-        """The oldest, or None if there is none for a while."""
+    def take(self) -> tuple[bytes, bool] | None:
+        """The oldest, and whether its beginning will do; or None if there is none for a while."""
         with self._added:
             if not self._queue:
                 self._added.wait(_IDLE_SECONDS)
             if not self._queue:
                 return None
             block_id = next(iter(self._queue))
-            del self._queue[block_id]
-            return block_id
+            return block_id, self._queue.pop(block_id)
 
     def wake(self) -> None:
         with self._added:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from syncer.blocks.heads import HEAD_BYTES
 from syncer.blocks.store import Blocks
-from syncer.codec import BLOCK_BYTES
+from syncer.codec import BLOCK_BYTES, HOLE
 from syncer.errors import CorruptError, MissingError, SyncerError
 from syncer.metadata.contents import Contents
 from syncer.metadata.tree import Node, Tree
 from syncer.vfs import ranges
 from syncer.vfs.buffers import Shared
+from syncer.vfs.foretell import Ask, Foretelling
 from syncer.vfs.openfile import OpenFile
 from syncer.vfs.readahead import ReadAhead
 
@@ -56,7 +59,7 @@ class Files:
         contents: Contents,
         blocks: Blocks,
         *,
-        read_ahead: Callable[[Sequence[bytes]], None],
+        read_ahead: Ask,
         max_read_ahead_bytes: int,
         inline_limit_bytes: int,
         inline_total_bytes: int,
@@ -66,6 +69,7 @@ class Files:
         self._contents = contents
         self._blocks = blocks
         self._read_ahead = read_ahead
+        self._foretelling = Foretelling(tree, contents, read_ahead, max_read_ahead_bytes)
         self._max_read_ahead_blocks = max(1, max_read_ahead_bytes // BLOCK_BYTES)
         self.update_atime = update_atime
         #: Has the kernel write back and forget what it keeps of these paths, and tells whether it
@@ -205,19 +209,41 @@ class Files:
     def read_into(self, handle: int, target: memoryview, offset: int) -> int:
         """Fill `target` from an open file; returns the bytes read, fewer only at its end."""
         opened = self._handle(handle)
-        opened.was_read = True
+        is_first, opened.was_read = not opened.was_read, True
         self._see_others(opened)
         file = opened.file
-        if file.size > BLOCK_BYTES:
-            span = opened.read_ahead.wanted(offset, len(target))
-            ids = file.block_ids(*span) if span else []
-            if ids:
-                self._read_ahead(ids)
         try:
+            if file.size > self._shared.inline_limit_bytes:
+                self._foresee(opened, offset, len(target), is_first)
             return file.read_into(target, offset)
         except (CorruptError, MissingError) as error:
             path = os.fsdecode(self._tree.path_of(file.node_id))
             raise type(error)(f"{path}: {error}") from error
+
+    def _foresee(self, opened: _Handle, offset: int, size: int, is_first: bool) -> None:
+        """Ask for what will be read next, and for no more than its beginning of what may not."""
+        file = opened.file
+        is_beginning = offset + size <= HEAD_BYTES
+        if is_first and not opened.past:
+            self._foretelling.begin(file.node_id, lambda: self._is_begun(file))
+        elif not is_beginning and not opened.past:
+            self._foretelling.go_beyond(file.node_id)
+        if is_first and is_beginning and file.size > 2 * HEAD_BYTES:
+            block_id = file.block_id(0)
+            if block_id != HOLE:
+                # What is wrong with it will show, and may be mended, when it is read.
+                with contextlib.suppress(MissingError, CorruptError):
+                    self._blocks.fetch_head(block_id, urgent=True)
+        if file.size > BLOCK_BYTES:
+            span = opened.read_ahead.wanted(offset, size)
+            ids = file.block_ids(*span) if span else []
+            if ids:
+                self._read_ahead(ids, False)
+
+    def _is_begun(self, file: OpenFile) -> bool:
+        """Whether the first block of a file is local."""
+        block_id = file.block_id(0)
+        return block_id == HOLE or self._blocks.is_local(block_id)
 
     def begins_writing(self, handle: int) -> bool:
         """Whether nothing has been written through this handle before."""
