@@ -147,13 +147,32 @@ def test_a_hidden_file_goes_with_its_last_handle(rig: VfsRig) -> None:
     rig.vfs.rmdir(b"/d")
     assert rig.vfs.getattr(hidden).nlink == 0
     rig.vfs.release(handle)
-    fails(errno.ENOENT, rig.vfs.getattr, hidden)
+    fails(errno.ESTALE, rig.vfs.getattr, hidden)
     # libfuse's own removal comes late, and it does not mind.
     fails(errno.ENOENT, rig.vfs.unlink, hidden)
     rig.round(seal=True)
     assert rig.tree.orphans() == []
     assert not rig.files()
     assert rig.vfs.totals() == (1, 0)
+
+
+def test_libfuse_may_ask_by_a_hidden_name_for_what_it_removed(rig: VfsRig) -> None:
+    """As when a program opens a file while it is replaced: it must not be told ENOENT."""
+    hidden = b"/.fuse_hidden0000000100000001"
+    rig.make(b"/file", b"content")
+    first = rig.vfs.open(b"/file", os.O_RDONLY)
+    rig.vfs.rename(b"/file", hidden)
+    second = rig.vfs.open(hidden, os.O_RDONLY)
+    rig.vfs.unlink(hidden)
+    rig.vfs.release(first)
+    assert rig.vfs.getattr(hidden).nlink == 0
+    assert rig.read(second) == b"content"
+    rig.vfs.release(second)
+    for call in (rig.vfs.getattr, lambda path: rig.vfs.open(path, os.O_RDONLY)):
+        fails(errno.ESTALE, call, hidden)
+    # libfuse looks here before it takes a name, and wants to hear that it is free.
+    fails(errno.ENOENT, rig.vfs.getattr, b"/.fuse_hidden0000000100000002")
+    assert rig.tree.orphans() == []
 
 
 def test_a_crash_between_the_halves_of_a_rename_brings_the_target_back(rig: VfsRig) -> None:

@@ -13,10 +13,17 @@ libfuse counts a file as open until a moment after the last `release` has return
 file that is closed already, and then, as nobody closes it any more, forget to remove the hidden
 name. So a file goes when its removal is final and its last handle is closed, whichever comes later,
 and whether libfuse asks for it or not.
+
+The hidden name, too, outlives the removal: libfuse goes on asking by it for what the kernel knew
+before, as when a program opens a file at the very moment when it is replaced. While the file is
+still open, the name leads to it. Else the answer is ESTALE, upon which the kernel looks its path up
+anew and finds what is there now; ENOENT it would pass on to the program.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import threading
 
@@ -28,6 +35,8 @@ from syncer.vfs.files import Files
 _NAME = re.compile(rb"\.fuse_hidden[0-9a-f]{16}")
 #: How long libfuse may take to notice that a file was closed: the GIL and locks keep it waiting.
 _NOTICES_SECONDS = 10.0
+#: More than libfuse may still ask for.
+_FORMER_NAMES = 4096
 #: A rename follows its first half within microseconds.
 _PROVISIONAL_SECONDS = 0.02
 
@@ -40,12 +49,19 @@ class HiddenFiles:
         self._blocks = blocks
         self._files = files
         self._nodes: dict[tuple[int, bytes], int] = {}
+        #: Hidden names that are removed; the oldest first.
+        self._former: dict[tuple[int, bytes], int] = {}
         #: thread -> (node whose removal it may yet turn into a rename, when it no longer may)
         self._provisional: dict[int, tuple[int, threading.Timer]] = {}
 
     def find(self, parent: int, name: bytes) -> int | None:
-        """The node behind a hidden name, or None."""
-        return self._nodes.get((parent, name))
+        """The node behind a hidden name, or None; ESTALE where there was one."""
+        if (number := self._nodes.get((parent, name))) is not None:
+            return number
+        number = self._former.get((parent, name))
+        if number is not None and self._tree.node(number) is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return number
 
     def is_hiding(self, old: bytes, new: bytes) -> bool:
         """Whether a rename from path to path may be libfuse's, of a file that is to be hidden."""
@@ -71,6 +87,8 @@ class HiddenFiles:
             if self._files.is_open(node.id):
                 self._nodes[hidden] = node.id
                 self._tree.aliases.hide(node.id, *hidden)
+            else:
+                self._note_former(hidden, node.id)
             if node.nlink == 1:
                 self._tree.set_provisional(node.id, *place)
                 thread = threading.get_ident()
@@ -147,7 +165,14 @@ class HiddenFiles:
         number = self._nodes.pop(place, None)
         if number is not None:
             self._tree.aliases.reveal(number, *place)
+            self._note_former(place, number)
         return number
+
+    def _note_former(self, place: tuple[int, bytes], number: int) -> None:
+        self._former[place] = number
+        if len(self._former) > _FORMER_NAMES:
+            for oldest in list(self._former)[: _FORMER_NAMES // 2]:
+                del self._former[oldest]
 
     def closed(self, number: int) -> None:
         """The last handle of a file was closed."""
