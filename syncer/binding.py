@@ -206,7 +206,7 @@ def _fill_stat(st: Any, node: Node) -> None:
     st.st_rdev = node.rdev
     st.st_size = node.size
     st.st_blksize = _PREFERRED_IO_BYTES
-    st.st_blocks = -(-node.size // _STAT_BLOCK_BYTES) if node.target is None else 0
+    st.st_blocks = -(-node.stored_bytes // _STAT_BLOCK_BYTES)
     _fill_time(st.st_atimespec, node.atime_ns)
     _fill_time(st.st_mtimespec, node.mtime_ns)
     _fill_time(st.st_ctimespec, node.ctime_ns)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from syncer.codec import HOLE
+from syncer.codec import HOLE, split_ids
 from syncer.errors import (
     CorruptError,
     DisplacedError,
@@ -180,6 +180,12 @@ def assert_usage_is_right(machine: Machine) -> None:
         " SELECT run, data FROM content_past) WHERE run = -1"
     )
     assert usage == (*nodes, *inline)
+    blocks: dict[int, int] = {}
+    for node, run, data in machine.db.query("SELECT node, run, data FROM content"):
+        filled = [data] if run < 0 else [key for key in split_ids(data) if key != HOLE]
+        blocks[node] = blocks.get(node, 0) + sum(map(bool, filled))
+    found = machine.db.query("SELECT id, blocks FROM node WHERE blocks")
+    assert dict(found) == {node: count for node, count in blocks.items() if count}
 
 
 def set_dirty(machine: Machine, block_id: bytes) -> None:

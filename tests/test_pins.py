@@ -438,6 +438,7 @@ def test_a_database_of_before_pins_is_brought_up_to_date(tmp_path: Path, monkeyp
     db = Database(path)
     with db.transaction():
         for statement in (
+            "ALTER TABLE node DROP COLUMN blocks",
             "DROP TABLE pin",
             "DROP TRIGGER block_pin_changed",
             "DROP TRIGGER block_pin_gone",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,3 +112,25 @@ def test_a_copy_shares_blocks_and_stays_apart_from_its_source(mount: Mount, fold
         copy.write(b"changed")
     assert (folder / "copy").read_bytes() == b"changed" + content[7:]
     assert (folder / "source").read_bytes() == content
+
+
+def test_holes_stay_holes_for_the_programs_that_look_for_them(mount: Mount, folder: Path) -> None:
+    source = folder / "source"
+    with source.open("w+b") as file:
+        os.pwrite(file.fileno(), os.urandom(2 * MIB), 3 * MIB)
+        os.ftruncate(file.fileno(), 500 * MIB)
+    assert source.stat().st_blocks * 512 == 2 * MIB
+    subprocess.run(["cp", "--reflink=never", source, folder / "copy"], check=True)
+    subprocess.run(["cp", "--sparse=always", source, folder / "always"], check=True)
+    subprocess.run(["tar", "-cSf", folder / "tar", "-C", folder, "source"], check=True)
+    assert (folder / "tar").stat().st_size < 3 * MIB
+    (folder / "unpacked").mkdir()
+    subprocess.run(["tar", "-xSf", folder / "tar", "-C", folder / "unpacked"], check=True)
+    copies = (source, folder / "copy", folder / "always", folder / "unpacked/source")
+    for path in copies:
+        subprocess.run(["cmp", source, path], check=True)
+        assert path.stat().st_blocks * 512 == 2 * MIB
+    mount.evict()
+    mount.remount()
+    taken = subprocess.check_output(["du", "-B1", *copies], text=True)
+    assert [int(line.split()[0]) for line in taken.splitlines()] == [2 * MIB] * 4

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from syncer.codec import BLOCK_BYTES
 from syncer.metadata.contents import INLINE_RUN, RUN_BLOCKS
 from syncer.metadata.epochs import FileClock
 from syncer.metadata.tree import ROOT, Node, Tree, node_base
@@ -250,3 +252,26 @@ def test_holes_and_long_files_lie_in_the_runs_of_their_blocks(rig: VfsRig) -> No
     assert rig.contents.cut(node.id, far) == [b"x" * 16]
     rows = rig.db.query("SELECT run FROM content WHERE node = ?", (node.id,))
     assert INLINE_RUN not in [row[0] for row in rows]
+
+
+# The schema
+
+
+def test_a_database_without_them_gets_its_counts_of_blocks(rig: VfsRig) -> None:
+    rig.make(b"/tiny", b"content")
+    rig.make(b"/large", b"x" * (2 * BLOCK_BYTES + 5))
+    rig.make(b"/empty")
+    number = rig.make(b"/sparse", b"x" * BLOCK_BYTES)
+    rig.vfs.truncate(b"/sparse", 3000 * BLOCK_BYTES)
+    handle = rig.vfs.open(b"/sparse", os.O_RDWR)
+    rig.vfs.write(handle, memoryview(b"y" * BLOCK_BYTES), 1000 * BLOCK_BYTES)
+    rig.vfs.release(handle)
+    before = rig.db.query("SELECT * FROM node ORDER BY id")
+    with rig.db.transaction():
+        rig.db.execute("ALTER TABLE node DROP COLUMN blocks")
+        rig.db.set_meta("schema_version", 2)
+    rig.reopen()
+    assert rig.db.query("SELECT * FROM node ORDER BY id") == before
+    found = rig.tree.node(number)
+    assert found is not None
+    assert found.stored_bytes == 2 * BLOCK_BYTES

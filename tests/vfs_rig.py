@@ -189,6 +189,15 @@ class VfsRig(Rig):
             inline += row[0] if row else 0
         assert self.contents.inline_bytes() == inline
         assert self.db.query("SELECT * FROM orphan") == []
+        self.check_block_counts()
+
+    def check_block_counts(self) -> None:
+        """Each file's count of blocks is that of its rows."""
+        counts = dict.fromkeys((row[0] for row in self.db.query("SELECT id FROM node")), 0)
+        for node, run, data in self.db.query("SELECT node, run, data FROM content"):
+            ids = split_ids(data) if run >= 0 else [data]
+            counts[node] += sum(bool(block_id.strip(b"\0")) or run < 0 for block_id in ids if data)
+        assert dict(self.db.query("SELECT id, blocks FROM node")) == counts
 
     # History
 

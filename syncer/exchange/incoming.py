@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from syncer.errors import CorruptError, SyncerError
 from syncer.exchange.rows import CONTENT, NAME, NODE, TABLES, Rows, Table, Version
 from syncer.exchange.wire import Epoch
+from syncer.metadata.contents import recount_blocks
 from syncer.metadata.db import Database
 from syncer.metadata.tree import ROOT
 
@@ -82,6 +83,7 @@ def insert_epochs(db: Database, epochs: Sequence[Epoch]) -> None:
 def insert_rows(db: Database, rows: Rows) -> None:
     """Apply the ends, then add the versions, and keep `usage` true."""
     nodes = file_bytes = 0
+    files: set[int] = set()
     for node, _died in rows.ends[NODE.name]:
         found = db.query_one("SELECT mode, size FROM node WHERE id = ?", (node,))
         if found is not None:
@@ -106,6 +108,10 @@ def insert_rows(db: Database, rows: Rows) -> None:
         if table is NODE:
             nodes += len(now)
             file_bytes += sum(row[_SIZE] for row in now if stat.S_ISREG(row[_MODE]))
+            files |= {row[0] for row in now if stat.S_ISREG(row[_MODE])}
+        elif table is CONTENT:
+            files |= {row[0] for row in (*now, *rows.ends[CONTENT.name])}
+    recount_blocks(db, files)
     inline_bytes = sum(len(row[4]) for row in rows.versions[CONTENT.name] if row[1] < 0)
     db.execute(
         "UPDATE usage SET nodes = nodes + ?, file_bytes = file_bytes + ?,"

@@ -6,11 +6,12 @@ whose placement never became history, since it was made and undone within one ep
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from syncer.codec import BLOCK_BYTES, HOLE, ID_BYTES, split_ids
 from syncer.metadata.db import Database, Row
 from syncer.metadata.epochs import Epochs
+from syncer.metadata.schema import COUNTED_BLOCKS
 
 #: Blocks per row: a change in a 100 GB file rewrites one row of 4 KiB.
 RUN_BLOCKS = 256
@@ -25,6 +26,8 @@ class Contents:
     def __init__(self, db: Database, epochs: Epochs) -> None:
         self._db = db
         self._epochs = epochs
+        #: Told of each change of column node.blocks: (node, by how many); set by the tree.
+        self.on_count: Callable[[int, int], None] = lambda node_id, change: None
 
     def run(self, node_id: int, run: int) -> bytes:
         """The packed ids of one run of a file's blocks, without trailing holes."""
@@ -105,16 +108,20 @@ class Contents:
                 runs.setdefault(index // RUN_BLOCKS, []).append(index)
             placed: list[bytes] = []
             dropped: list[bytes] = []
+            filled = 0
             for run, indexes in runs.items():
                 data = bytearray(self.run(node_id, run))
                 last = (max(indexes) % RUN_BLOCKS + 1) * ID_BYTES
                 data.extend(bytes(max(0, last - len(data))))
                 for index in indexes:
                     start = index % RUN_BLOCKS * ID_BYTES
-                    if blocks[index] not in (HOLE, data[start : start + ID_BYTES]):
+                    before = data[start : start + ID_BYTES]
+                    if blocks[index] not in (HOLE, before):
                         placed.append(blocks[index])
+                    filled += (blocks[index] != HOLE) - (before != HOLE)
                     data[start : start + ID_BYTES] = blocks[index]
                 dropped += self._write_run(node_id, run, bytes(data))
+            self._count_blocks(node_id, filled)
             return placed, dropped
 
     def cut(self, node_id: int, count: int) -> list[bytes]:
@@ -127,6 +134,7 @@ class Contents:
             data = self.run(node_id, run) if rest else b""
             if len(data) > rest * ID_BYTES:
                 dropped += self._write_run(node_id, run, data[: rest * ID_BYTES])
+                self._count_blocks(node_id, -filled_blocks(run, data[rest * ID_BYTES :]))
             return dropped
 
     def _write_run(self, node_id: int, run: int, data: bytes) -> list[bytes]:
@@ -146,6 +154,7 @@ class Contents:
         if run == INLINE_RUN:
             gone = len(row[1]) if row is not None and row[0] == self._epochs.open else 0
             self._count_inline(len(data) - gone)
+            self._count_blocks(node_id, bool(data) - bool(row and row[1]))
         self._db.execute(
             "INSERT OR REPLACE INTO content VALUES(?, ?, ?, ?)",
             (node_id, run, self._epochs.open, data),
@@ -175,6 +184,7 @@ class Contents:
                 "DELETE FROM content WHERE node = ? AND run BETWEEN ? AND ?",
                 (node_id, first_run, last_run),
             )
+            self._count_blocks(node_id, -sum(filled_blocks(run, data) for run, _, data in rows))
             self._epochs.touch(node_id)
         return dropped
 
@@ -197,6 +207,11 @@ class Contents:
 
     def _count_inline(self, change_bytes: int) -> None:
         self._db.execute("UPDATE usage SET inline_bytes = inline_bytes + ?", (change_bytes,))
+
+    def _count_blocks(self, node_id: int, change: int) -> None:
+        if change:
+            self._db.execute("UPDATE node SET blocks = blocks + ? WHERE id = ?", (change, node_id))
+            self.on_count(node_id, change)
 
     # Patches
 
@@ -238,3 +253,19 @@ class Contents:
     def patched_nodes(self) -> list[int]:
         """The files that have patches."""
         return [row[0] for row in self._db.query("SELECT DISTINCT node FROM patch")]
+
+
+def filled_blocks(run: int, data: bytes) -> int:
+    """How many blocks of a row are no holes; the bytes of a tiny file count as one."""
+    if run == INLINE_RUN:
+        return int(bool(data))
+    ids = split_ids(data)
+    return len(ids) - ids.count(HOLE)
+
+
+def recount_blocks(db: Database, node_ids: Iterable[int]) -> None:
+    """Make column node.blocks true for rows that came from elsewhere. In a transaction."""
+    db.execute_many(
+        f"UPDATE node SET blocks = {COUNTED_BLOCKS} WHERE id = ?",
+        [(node_id,) for node_id in node_ids],
+    )

@@ -15,8 +15,8 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from syncer.codec import HOLE, split_ids
-from syncer.metadata.contents import INLINE_RUN, Contents
-from syncer.metadata.db import Database
+from syncer.metadata.contents import INLINE_RUN, Contents, filled_blocks
+from syncer.metadata.db import Database, Row
 from syncer.metadata.tree import OWN_XATTRS, ROOT, Node
 
 #: Of what is true now: it has not died.
@@ -98,12 +98,23 @@ class History:
     def node(self, node_id: int, epoch: int) -> Node | None:
         """The row of a node as it was, or None if there was none."""
         row = self._db.query_one(
-            f"SELECT {_COLUMNS} FROM node WHERE id = ? AND born <= ?", (node_id, epoch)
-        ) or self._db.query_one(
+            f"SELECT {_COLUMNS}, blocks FROM node WHERE id = ? AND born <= ?", (node_id, epoch)
+        )
+        if row is not None:
+            return Node(*row)
+        row = self._db.query_one(
             f"SELECT {_COLUMNS} FROM node_past WHERE id = ? AND died > ? ORDER BY died LIMIT 1",
             (node_id, epoch),
         )
-        return Node(*row) if row and row[1] <= epoch else None
+        return self._past_node(row, epoch) if row and row[1] <= epoch else None
+
+    def _past_node(self, row: Row, epoch: int) -> Node:
+        """A node of a row without a count of blocks, which only the present has."""
+        node = Node(*row)
+        if not node.is_file or not node.size:
+            return node
+        rows = self._db.query(_RUNS, (node.id, epoch, INLINE_RUN, _LAST_RUN))
+        return node.changed(blocks=sum(filled_blocks(run, data) for run, data in rows))
 
     def lookup(self, parent: int, name: bytes, epoch: int) -> int | None:
         """The number of the node that directory `parent` called `name`, or None."""
@@ -134,7 +145,12 @@ class History:
         rows.sort(key=itemgetter(0))
         # Of a node without a row in the present, the past's counts; its third column is died.
         return [
-            (row[0], Node(*row[1:14]) if row[1] is not None else Node(*row[14:16], *row[17:]))
+            (
+                row[0],
+                Node(*row[1:15])
+                if row[1] is not None
+                else self._past_node((*row[15:17], *row[18:]), epoch),
+            )
             for row in rows
         ]
 
@@ -214,7 +230,10 @@ class History:
     # Versions
 
     def versions(self, node_id: int) -> list[Version]:
-        """A node's rows, oldest first. Whatever changes a content or an attribute makes one."""
+        """A node's rows, oldest first. Whatever changes a content or an attribute makes one.
+
+        Their counts of blocks are not told.
+        """
         rows = self._db.query(
             f"SELECT died, {_COLUMNS} FROM node_past WHERE id = ? ORDER BY died", (node_id,)
         ) + self._db.query(f"SELECT {FOREVER}, {_COLUMNS} FROM node WHERE id = ?", (node_id,))

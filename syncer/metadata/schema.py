@@ -6,7 +6,7 @@ brings a database of the version before to it.
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # What both a new database and one of version 1 get.
 _PINS = """
@@ -31,6 +31,15 @@ BEGIN
 END;
 """
 
+#: What column node.blocks must be, from the rows of table content.
+COUNTED_BLOCKS = """
+(SELECT coalesce(sum(CASE WHEN run < 0 THEN length(data) > 0 ELSE
+   (WITH RECURSIVE place(at) AS
+      (SELECT 1 UNION ALL SELECT at + 16 FROM place WHERE at + 16 <= length(data))
+    SELECT count(*) FROM place WHERE substr(data, at, 16) NOT IN (x'', zeroblob(16)))
+ END), 0) FROM content WHERE content.node = node.id)
+"""
+
 #: For each version but the newest: the statements that make the next one of it.
 UPGRADES: dict[int, str] = {
     1: """
@@ -40,6 +49,8 @@ ALTER TABLE usage ADD COLUMN pinned_blocks INTEGER NOT NULL DEFAULT 0;
 DROP INDEX block_clean;
 """
     + _PINS,
+    2: "ALTER TABLE node ADD COLUMN blocks INTEGER NOT NULL DEFAULT 0;"
+    f" UPDATE node SET blocks = {COUNTED_BLOCKS};",
 }
 
 SCHEMA = (
@@ -74,7 +85,9 @@ CREATE TABLE node(             -- a file, directory, symlink, fifo, socket or de
   mtime_ns INTEGER NOT NULL,
   ctime_ns INTEGER NOT NULL,
   btime_ns INTEGER NOT NULL,   -- birth
-  target BLOB                  -- of a symlink, else NULL
+  target BLOB,                 -- of a symlink, else NULL
+  blocks INTEGER NOT NULL DEFAULT 0 -- of a file: its blocks that are no holes; the bytes of a tiny
+                               -- file count as one. Follows from content: neither past nor sent
 );
 CREATE TABLE node_past(
   id INTEGER NOT NULL, born INTEGER NOT NULL, died INTEGER NOT NULL,

@@ -18,6 +18,7 @@ import stat
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
+from syncer.codec import BLOCK_BYTES
 from syncer.metadata.aliases import Aliases
 from syncer.metadata.contents import INLINE_RUN, Contents
 from syncer.metadata.db import Database
@@ -35,7 +36,8 @@ _NODE_BATCH = 1024
 _MAX_CACHED = 20_000
 
 _NODE_COLUMNS = (
-    "id, born, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, btime_ns, target"
+    "id, born, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, btime_ns, target,"
+    " blocks"
 )
 _PAST_NODE = (
     "INSERT INTO node_past SELECT id, born, ?, mode, uid, gid, rdev, nlink, size, atime_ns,"
@@ -59,6 +61,12 @@ class Node(NamedTuple):
     ctime_ns: int
     btime_ns: int
     target: bytes | None
+    blocks: int = 0
+
+    @property
+    def stored_bytes(self) -> int:
+        """What of a file is there and no hole, to a block."""
+        return min(self.size, self.blocks * BLOCK_BYTES)
 
     @property
     def is_dir(self) -> bool:
@@ -94,6 +102,7 @@ class Tree:
         #: Counts the changes of names; a directory listing that spans calls compares it.
         self.name_changes = 0
         self.aliases = Aliases()
+        contents.on_count = self._on_count
         db.on_rollback(self.forget)
 
     def transaction(self) -> AbstractContextManager[None]:
@@ -245,7 +254,7 @@ class Tree:
 
     def _insert(self, node: Node) -> None:
         self._db.execute(
-            f"INSERT INTO node({_NODE_COLUMNS}) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO node({_NODE_COLUMNS}) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             node,
         )
         self._db.execute("UPDATE usage SET nodes = nodes + 1")
@@ -260,7 +269,7 @@ class Tree:
             if before.born != self._epochs.open:
                 self._db.execute(_PAST_NODE, (self._epochs.open, node.id))
             self._epochs.touch(node.id)
-            self._overwrite(node._replace(born=self._epochs.open))
+            self._overwrite(node._replace(born=self._epochs.open, blocks=before.blocks))
             is_resized = node.size != before.size
             if not node.is_dir:
                 # Also when it loses its last but one: the name that stays shows the old count.
@@ -293,9 +302,14 @@ class Tree:
         self._db.execute(
             "UPDATE node SET born = ?, mode = ?, uid = ?, gid = ?, rdev = ?, nlink = ?, size = ?,"
             " atime_ns = ?, mtime_ns = ?, ctime_ns = ?, btime_ns = ?, target = ? WHERE id = ?",
-            (*node[1:], node.id),
+            (*node[1:-1], node.id),
         )
         self._remember(node)
+
+    def _on_count(self, node_id: int, change: int) -> None:
+        node = self._nodes.get(node_id)
+        if node is not None:
+            self._nodes[node_id] = node._replace(blocks=node.blocks + change)
 
     def set_atime(self, node_id: int, atime_ns: int) -> None:
         """Record a reading: in place, without a version."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 
 from syncer.blocks.store import Blocks
+from syncer.metadata.contents import recount_blocks
 from syncer.metadata.db import Database
 from syncer.metadata.tree import Tree
 
@@ -28,6 +29,7 @@ def recover(db: Database, blocks: Blocks, tree: Tree, *, power_was_cut: bool) ->
     if damaged:
         with db.transaction():
             restored = blocks.undo.restore(damaged)
+            recount_blocks(db, restored.files)
             blocks.take_back(restored.needed)
             blocks.give_up(restored.unneeded)
         tree.forget()

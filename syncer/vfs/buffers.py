@@ -14,6 +14,8 @@ class Buffer:
     base: bytes | None = None
     start: int = 0
     end: int = 0
+    is_new: bool = False
+    """There is a hole below it."""
 
     def covers(self, start: int, end: int) -> bool:
         """Whether the bytes from `start` to `end` are known without the block below."""

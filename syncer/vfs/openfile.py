@@ -79,9 +79,11 @@ class OpenFile:
         if self.dirty_since_ns is None:
             return node
         written_ns = self._written_ns
+        new = sum(buffer.is_new for buffer in list(self._buffers.values()))
+        node = node.changed(size=self.size, blocks=node.blocks + new)
         if written_ns is None:
-            return node.changed(size=self.size)
-        return node.changed(size=self.size, mtime_ns=written_ns, ctime_ns=written_ns)
+            return node
+        return node.changed(mtime_ns=written_ns, ctime_ns=written_ns)
 
     def forget_write_time(self) -> None:
         """The caller sets the file's times itself: what was written before does not count."""
@@ -227,7 +229,8 @@ class OpenFile:
         buffer = self._buffers.get(index)
         if buffer is None:
             base = self.block_id(index)
-            buffer = Buffer(bytearray(), None if base == HOLE else base, start, start)
+            is_new = base == HOLE
+            buffer = Buffer(bytearray(), None if is_new else base, start, start, is_new=is_new)
             self._buffers[index] = buffer
         end = start + len(data)
         if not buffer.takes(start, end):
