@@ -119,6 +119,8 @@ class Place:
     """O_DIRECT at any offset."""
     links_are_one: bool = True
     """All names of a file are one to the kernel: maps and `copy_file_range` too see the size."""
+    copies_linked: bool = True
+    """`copy_file_range` from a file that has had several names reads nothing that is too old."""
     joins_links: bool = True
     """Handles from before a file got a second name see what is changed by that name."""
     shows_linked_size: bool = True
@@ -392,6 +394,8 @@ class Exerciser:
     def _copy(self) -> None:
         source, target = self._handle(reads=True), self._handle(writes=True)
         if source is None or target is None or target.appends:
+            return
+        if source.file.was_linked and not self.place.copies_linked:
             return
         offset = self._offset()
         same_phase = self._random.random() < 0.5

@@ -38,6 +38,7 @@ def place_on(mount: Mount) -> Place:
         folder,
         has_ranges=mount.fuse == "3",
         links_are_one=False,
+        copies_linked=mount.fuse == "3",
         joins_links=False,
         shows_linked_size=mount.fuse == "2" or is_exact,
         drop_caches=evict,

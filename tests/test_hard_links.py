@@ -127,3 +127,16 @@ def test_two_removed_names_that_are_open_are_one_file(any_folder: Path) -> None:
         assert os.fstat(first.fileno()).st_nlink == os.fstat(second.fileno()).st_nlink == 0
         second.write(b"CON")
         assert os.pread(first.fileno(), 100, 0) == b"CONtent"
+
+
+def test_a_copied_range_shows_in_the_size_by_a_removed_name(tmp_path: Path) -> None:
+    with mounted(tmp_path, "3", settings={"writeback": "off"}) as mount:
+        one, two = mount.path / "one", mount.path / "two"
+        one.write_bytes(b"content")
+        os.link(one, two)
+        with one.open("r+b") as first, two.open("r+b") as second:
+            one.unlink()
+            assert os.copy_file_range(second.fileno(), second.fileno(), 7, 0, 100) == 7
+            assert os.fstat(first.fileno()).st_size == 107
+            os.ftruncate(second.fileno(), 3)
+            assert os.fstat(first.fileno()).st_size == 3

@@ -279,14 +279,6 @@ class Tree:
                     "UPDATE usage SET file_bytes = file_bytes + ?", (node.size - before.size,)
                 )
 
-    def note_write(self, node: Node) -> None:
-        """A file was written to; the row may not tell it yet."""
-        self.aliases.note(node.id, node.nlink, content=True)
-
-    def is_known_twice(self, node: Node) -> bool:
-        """Whether the kernel may know something else of a file by one of its names."""
-        return self.aliases.is_known_twice(node.id, node.nlink)
-
     def take_stale_paths(self) -> list[bytes]:
         """All paths of files with several that this thread has changed since its last call."""
         return [path for number in self.aliases.take_stale() for path in self.paths_of(number)]

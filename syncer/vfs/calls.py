@@ -387,7 +387,7 @@ class Vfs:
 
     def caching(self, handle: int) -> Caching:
         """What the kernel may do with its cache of a file that was just opened."""
-        if self._tree.is_known_twice(self._node(self.files.node_id(handle))):
+        if self.files.is_known_twice(handle):
             self.files.make_direct(handle)
             return Caching.NONE
         return Caching.KEEP if self.read_only is None else Caching.FRESH

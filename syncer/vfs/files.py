@@ -190,6 +190,11 @@ class Files:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return found
 
+    def is_known_twice(self, handle: int) -> bool:
+        """Whether the kernel may know something else of an open file by one of its names."""
+        node = self._tree.node(self._handle(handle).file.node_id)
+        return node is not None and self._tree.aliases.is_known_twice(node.id, node.nlink)
+
     def make_direct(self, handle: int) -> None:
         """The file has several names: the kernel is told to keep nothing of this handle's."""
         opened = self._handle(handle)
@@ -262,18 +267,28 @@ class Files:
         file = opened.file
         with file.lock:
             file.write(data, file.size if appends and opened.is_direct else offset)
+        self._note_change(file)
+        return len(data)
+
+    def _note_change(self, file: OpenFile) -> None:
+        """What a file holds has changed, if only in a buffer as yet."""
         node = self._tree.node(file.node_id)
         if node is not None:
-            self._tree.note_write(node)
-        return len(data)
+            self._tree.aliases.note(node.id, node.nlink, content=True)
 
     def truncate(self, handle: int, size: int) -> None:
         """Set the size of an open file."""
-        self._handle(handle).file.truncate(size)
+        opened = self._handle(handle)
+        self._see_others(opened)
+        opened.file.truncate(size)
+        self._note_change(opened.file)
 
     def allocate(self, handle: int, mode: int, offset: int, length: int) -> None:
         """fallocate(2); see `ranges`."""
-        ranges.allocate(self._handle(handle).file, mode, offset, length)
+        opened = self._handle(handle)
+        self._see_others(opened)
+        ranges.allocate(opened.file, mode, offset, length)
+        self._note_change(opened.file)
 
     def seek(self, handle: int, offset: int, whence: int) -> int:
         """lseek(2) with SEEK_DATA or SEEK_HOLE; see `ranges`."""
@@ -293,7 +308,11 @@ class Files:
     def copy(self, source: int, offset: int, target: int, position: int, length: int) -> int:
         """copy_file_range(2); see `ranges`."""
         files = self._handle(source).file, self._handle(target).file
-        return ranges.copy(files[0], offset, files[1], position, length)
+        for handle in (source, target):
+            self._see_others(self._handle(handle))
+        count = ranges.copy(files[0], offset, files[1], position, length)
+        self._note_change(files[1])
+        return count
 
     def flush(self, handle: int) -> None:
         """A descriptor of the file is closed: what was written must survive our death."""

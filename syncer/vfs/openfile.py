@@ -78,12 +78,10 @@ class OpenFile:
         """
         if self.dirty_since_ns is None:
             return node
-        written_ns = self._written_ns
         new = sum(buffer.is_new for buffer in list(self._buffers.values()))
         node = node.changed(size=self.size, blocks=node.blocks + new)
-        if written_ns is None:
-            return node
-        return node.changed(mtime_ns=written_ns, ctime_ns=written_ns)
+        time_ns = self._written_ns
+        return node if time_ns is None else node.changed(mtime_ns=time_ns, ctime_ns=time_ns)
 
     def forget_write_time(self) -> None:
         """The caller sets the file's times itself: what was written before does not count."""
@@ -229,9 +227,8 @@ class OpenFile:
         buffer = self._buffers.get(index)
         if buffer is None:
             base = self.block_id(index)
-            is_new = base == HOLE
-            buffer = Buffer(bytearray(), None if is_new else base, start, start, is_new=is_new)
-            self._buffers[index] = buffer
+            below = None if base == HOLE else base
+            buffer = self._buffers[index] = Buffer(bytearray(), below, start, start, not below)
         end = start + len(data)
         if not buffer.takes(start, end):
             self._load(buffer)
