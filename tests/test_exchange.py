@@ -1209,3 +1209,32 @@ def test_a_writer_name_can_not_garble_a_terminal(remote: MemoryRemote) -> None:
     remote.damage(key, encode_json(uuid="x", machine=1, name="\x1b"))
     with pytest.raises(CorruptError):
         Writers(remote, read_repository(remote)).look()
+
+
+def test_a_damaged_segment_that_a_crash_let_it_forget_is_put_anew(
+    machines: Callable[[str], Machine], remote: MemoryRemote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    laptop = machines("laptop")
+    laptop.epoch(b"first")
+    laptop.publish()
+    laptop.epoch(b"second")
+
+    class CrashError(Exception):
+        pass
+
+    def crash(publisher: Publisher, key: str, last: int) -> None:
+        raise CrashError(key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Publisher, "_commit", crash)
+        with pytest.raises(CrashError) as caught:
+            laptop.exchange.publish_once()
+    key = str(caught.value)
+    remote.damage(key, remote.objects[key][:-7])
+    laptop.reopen()
+    laptop.epoch(b"third")
+    with pytest.raises(CorruptError):
+        laptop.exchange.publish_once()
+    laptop.exchange.renew_checkpoint()
+    laptop.publish()
+    assert_same_history(laptop, machines("desktop"))

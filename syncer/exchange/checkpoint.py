@@ -24,6 +24,7 @@ import itertools
 from dataclasses import dataclass
 
 from syncer.codec import split_ids
+from syncer.errors import CorruptError
 from syncer.exchange.outgoing import batches, epoch_ranges, epochs_in_range, in_range, node_ranges
 from syncer.exchange.rows import Rows
 from syncer.exchange.wire import (
@@ -150,10 +151,11 @@ class Checkpoints:
             self._db.execute("INSERT OR REPLACE INTO chunk VALUES(?, ?)", (number, ids))
         return ids
 
-    def clean_up(self) -> None:
+    def clean_up(self, *, thoroughly: bool = False) -> None:
         """Delete what the newest checkpoints made superfluous, of this machine's own objects.
 
-        A displaced writer must not call this.
+        A displaced writer must not call this. With `thoroughly`, also checkpoints that can't be
+        read; the newest one was made just now.
         """
         machine: int = self._db.get_meta("machine")
         folder = f"checkpoint/{machine:016x}"
@@ -164,6 +166,10 @@ class Checkpoints:
         ]
         found.sort(key=lambda item: item[0], reverse=True)
         kept, superfluous = _superfluous(found)
+        if thoroughly:
+            unreadable = [epoch for epoch in kept[1:] if not self._is_readable(machine, epoch)]
+            kept = [epoch for epoch in kept if epoch not in unreadable]
+            superfluous += unreadable
         if not superfluous:
             return
         named = {
@@ -184,6 +190,16 @@ class Checkpoints:
             span = parse_span(entry.name.partition(".")[0])
             if span is not None and span[1] <= kept[-1]:
                 self._remote.delete(f"log/{machine:016x}/{entry.name}")
+
+    def _is_readable(self, machine: int, epoch: int) -> bool:
+        key = manifest_key(machine, epoch)
+        try:
+            named = self._chunks_of(key)
+        except CorruptError:
+            return False
+        folder = f"checkpoint/{machine:016x}/chunks"
+        listed = {entry.name for entry in self._remote.list(folder)}
+        return all(chunk_id.hex() in listed for chunk_id in named)
 
     def _chunks_of(self, key: str) -> set[bytes]:
         data = self._remote.get(key, 0, MAX_OBJECT_BYTES + 1)

@@ -12,10 +12,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from syncer.codec import HOLE, ID_BYTES
 from syncer.exchange.rows import CONTENT, NAME, NODE, XATTR, Rows, Table, Version
-from syncer.exchange.wire import RANGE_EPOCHS, RANGE_NODES, TARGET_BYTES, Epoch
+from syncer.exchange.wire import (
+    RANGE_EPOCHS,
+    RANGE_NODES,
+    TARGET_BYTES,
+    Epoch,
+    Segment,
+    encode_part,
+    encode_segment,
+    part_key,
+    segment_key,
+)
 from syncer.metadata.db import Reader, Row
 
 #: One version, with its table; among those of a key, the oldest comes first.
@@ -200,6 +211,32 @@ def batches(records: Iterable[Record], first: int) -> Iterator[Rows]:
             yield rows
             rows = Rows()
     yield rows
+
+
+class Identity(NamedTuple):
+    """Whose a segment is."""
+
+    #: The repository's.
+    uuid: str
+    generation: int
+    machine: int
+
+
+def segment_objects(
+    reader: Reader, identity: Identity, first: int, last: int, parent: str, seed: int
+) -> list[tuple[str, bytes]]:
+    """The segment of closed epochs: its objects with their keys, in the order of writing."""
+    key = segment_key(identity.machine, first, last)
+    # A reader applies the head first, then the parts: the end of a version may be in one of
+    # them and its successor in the next.
+    rows, *rest = batches(changes(reader, first, last), first)
+    parts = [encode_part(part, seed) for part in rest]
+    segment = Segment(
+        identity.uuid, identity.generation, identity.machine, first, last, parent,
+        epochs(reader, first, last), rows, tuple(digest for digest, _data in parts),
+    )  # fmt: skip
+    objects = [(part_key(key, number), part[1]) for number, part in enumerate(parts, 1)]
+    return [*objects, (key, encode_segment(segment, seed))]
 
 
 def in_range(reader: Reader, number: int, last: int) -> Iterator[Record]:

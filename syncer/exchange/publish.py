@@ -28,16 +28,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from syncer.errors import CorruptError
 from syncer.exchange.checkpoint import Backlog, Checkpoints, forget_touched
-from syncer.exchange.outgoing import batches, changes, epochs, first_unuploaded
+from syncer.exchange.outgoing import (
+    Identity,
+    epochs,
+    first_unuploaded,
+    segment_objects,
+)
+from syncer.exchange.rows import MAX_EPOCH
 from syncer.exchange.wire import (
     MAX_OBJECT_BYTES,
-    Segment,
     decode_segment,
-    encode_part,
-    encode_segment,
     parse_span,
-    part_key,
     segment_key,
 )
 from syncer.exchange.writers import RepositoryInfo
@@ -66,11 +69,20 @@ class Publication:
 class Publisher:
     """Makes one writer's segments. Used by one thread at a time."""
 
-    def __init__(self, db: Database, epochs: Epochs, remote: Remote, info: RepositoryInfo) -> None:
+    def __init__(
+        self,
+        db: Database,
+        epochs: Epochs,
+        remote: Remote,
+        info: RepositoryInfo,
+        journaled: Callable[[], int] = lambda: MAX_EPOCH,
+    ) -> None:
+        """`journaled` tells the newest epoch that may be published: see `journal`."""
         self._db = db
         self._epochs = epochs
         self._remote = remote
         self._info = info
+        self._journaled = journaled
         self._checkpoints = Checkpoints(db, remote, info)
         #: What recovery has to read besides the newest checkpoint.
         self.backlog = Backlog()
@@ -100,7 +112,7 @@ class Publisher:
 
     def _prepare(self) -> Publication | None:
         first: int = self._db.get_meta("published") + 1
-        closed = self.newest_closed()
+        closed = min(self.newest_closed(), self._journaled())
         if closed < first or self._is_waiting():
             return None
         with self._db.snapshot() as reader:
@@ -114,25 +126,10 @@ class Publisher:
 
     def _encode(self, reader: Reader, first: int, last: int) -> Publication:
         machine: int = self._db.get_meta("machine")
-        key = segment_key(machine, first, last)
-        # A reader applies the head first, then the parts: the end of a version may be in one of
-        # them and its successor in the next.
-        rows, *rest = batches(changes(reader, first, last), first)
-        parts = [encode_part(part, self._info.seed) for part in rest]
-        segment = Segment(
-            self._info.uuid,
-            self._db.get_meta("generation"),
-            machine,
-            first,
-            last,
-            self._db.get_meta("parent_segment"),
-            epochs(reader, first, last),
-            rows,
-            tuple(digest for digest, _data in parts),
-        )
-        objects = [(part_key(key, number), part[1]) for number, part in enumerate(parts, 1)]
-        objects.append((key, encode_segment(segment, self._info.seed)))
-        return Publication(key, last, objects)
+        identity = Identity(self._info.uuid, self._db.get_meta("generation"), machine)
+        parent: str = self._db.get_meta("parent_segment")
+        objects = segment_objects(reader, identity, first, last, parent, self._info.seed)
+        return Publication(segment_key(machine, first, last), last, objects)
 
     def _is_waiting(self) -> bool:
         """Whether what stopped the last attempt still does: spares looking at all rows again."""
@@ -170,6 +167,26 @@ class Publisher:
             self._checkpoints.start_over()
             self.backlog.is_void = True
         return True
+
+    def heal(self) -> None:
+        """Put anew the own segment that a crash let this database forget, if it is damaged.
+
+        Only for a data directory that is no copy; nobody else could tell what was in it.
+        """
+        for span, _size_bytes in self._own_segments():
+            first, last = span
+            if first != self._db.get_meta("published") + 1 or last > self.newest_closed():
+                continue
+            try:
+                self._take(span)
+            except CorruptError:
+                with self._db.snapshot() as reader:
+                    if first_unuploaded(reader, first, last) is not None:
+                        continue
+                    publication = self._encode(reader, first, last)
+                for key, data in publication.objects:
+                    self._remote.put(key, data)
+                self._commit(publication.key, last)
 
     def count_until(self, end: int) -> None:
         """Count own segments up to epoch `end` as published: the next writer has seen them."""

@@ -267,35 +267,42 @@ def build(remote: Remote, info: RepositoryInfo, machine: int, path: Path) -> Non
     """
     unfinished = path.with_name(f"{path.name}.new")
     try:
-        if not _build_at(remote, info, machine, unfinished):
+        if not build_at(remote, info, machine, unfinished):
             raise MissingError(f"nothing was uploaded to the repository in {remote.name} yet")
-        _publish_file(unfinished, path)
+        publish_file(unfinished, path)
     finally:
-        _remove_database(unfinished)
+        remove_database(unfinished)
 
 
-def _build_at(remote: Remote, info: RepositoryInfo, machine: int, path: Path) -> int:
-    """Build at `path`, again if need be; returns the newest epoch that it came to."""
+def build_at(
+    remote: Remote, info: RepositoryInfo, machine: int, path: Path, until: int | None = None
+) -> int:
+    """Build a follower's database at `path`, in place of what is there; returns its newest epoch.
+
+    With `until`, of the generations up to that one. Raises CorruptError as `build`.
+    """
     for _ in range(_ATTEMPTS - 1):
         # Perhaps the writer has just deleted what was listed, in favour of something newer.
         with contextlib.suppress(MissingError):
-            return _build_once(remote, info, machine, path)
+            return _build_once(remote, info, machine, path, until)
     try:
-        return _build_once(remote, info, machine, path)
+        return _build_once(remote, info, machine, path, until)
     except MissingError as error:
         raise CorruptError(f"{remote.name} lacks a part of the history: {error}") from error
 
 
-def _build_once(remote: Remote, info: RepositoryInfo, machine: int, path: Path) -> int:
+def _build_once(
+    remote: Remote, info: RepositoryInfo, machine: int, path: Path, until: int | None
+) -> int:
     """Try the checkpoints, newest first, and the log from its beginning as the last resort."""
-    writers = Writers(remote, info)
+    writers = Writers(remote, info, until)
     found = _find_checkpoints(remote, writers.look())
     # With the checkpoint gone there must still be a way to where it was; or else what is lost
     # would look as if it had never been.
     newest = found[0].epoch if found else 0
     failure: CorruptError | MissingError | None = None
     for checkpoint in (*found, None):
-        _remove_database(path)
+        remove_database(path)
         try:
             with contextlib.closing(Database(path)) as db:
                 set_up_database(db, info, machine, "follower")
@@ -368,7 +375,7 @@ def reload(db: Database, remote: Remote, info: RepositoryInfo) -> None:
     remote has less than this database; which then stays as it is.
     """
     fresh = db.path.with_name(f"{db.path.name}.fresh")
-    _remove_database(fresh)
+    remove_database(fresh)
     build(remote, info, db.get_meta("machine"), fresh)
     try:
         with db.lock:
@@ -379,7 +386,7 @@ def reload(db: Database, remote: Remote, info: RepositoryInfo) -> None:
             finally:
                 db.execute("DETACH fresh")
     finally:
-        _remove_database(fresh)
+        remove_database(fresh)
 
 
 def _copy_from_fresh(db: Database) -> None:
@@ -400,13 +407,15 @@ def _copy_from_fresh(db: Database) -> None:
     )
 
 
-def _remove_database(path: Path) -> None:
+def remove_database(path: Path) -> None:
+    """Remove a database file and what SQLite keeps beside it."""
     for end in ("", "-wal", "-shm"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{path}{end}")
 
 
-def _publish_file(source: Path, target: Path) -> None:
+def publish_file(source: Path, target: Path) -> None:
+    """Sync a file, and let it take its name for good."""
     _sync(source)
     os.replace(source, target)
     _sync(target.parent)

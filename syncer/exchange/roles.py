@@ -27,6 +27,7 @@ from syncer.exchange.checkpoint import Backlog, Checkpoints
 from syncer.exchange.incoming import Touched
 from syncer.exchange.publish import Publisher
 from syncer.exchange.recover import AppliedHook, BehindError, Follower, reload
+from syncer.exchange.rows import MAX_EPOCH
 from syncer.exchange.writers import (
     Chain,
     RepositoryInfo,
@@ -86,11 +87,13 @@ class Exchange:
         remote: Remote,
         name: str,
         on_applied: AppliedHook = lambda touched: None,
+        journaled: Callable[[], int] = lambda: MAX_EPOCH,
     ) -> None:
         """`name` is what others call this machine, such as its host name.
 
         `on_applied` is called after others' changes were applied, with the keys that were
-        touched, or None: everything may have changed. It must not call back.
+        touched, or None: everything may have changed. It must not call back. `journaled` tells
+        the newest epoch that may be published.
         """
         info = RepositoryInfo(db.get_meta("uuid"), db.get_meta("seed"))
         self._db = db
@@ -103,7 +106,7 @@ class Exchange:
         self._turn = threading.RLock()
         self._writers = Writers(remote, info)
         self._follower = Follower(db, remote, info, self._writers)
-        self._publisher = Publisher(db, epochs, remote, info)
+        self._publisher = Publisher(db, epochs, remote, info, journaled)
         self._checkpoints = Checkpoints(db, remote, info)
         self._is_adopted = False
         self._is_settled = False
@@ -326,12 +329,22 @@ class Exchange:
             while not self._checkpoint_step():
                 pass
 
-    def _checkpoint_step(self) -> bool:
+    def renew_checkpoint(self) -> None:
+        """Make a whole new checkpoint, since the remote has lost something; as `checkpoint`."""
+        with self._turn:
+            self.check_writer()
+            self._publisher.heal()
+            self.publish_once()
+            self._checkpoints.start_over()
+            while not self._checkpoint_step(thoroughly=True):
+                pass
+
+    def _checkpoint_step(self, *, thoroughly: bool = False) -> bool:
         if not self._checkpoints.step():
             return False
         self.check_writer()
         self._publisher.backlog = Backlog()
-        self._checkpoints.clean_up()
+        self._checkpoints.clean_up(thoroughly=thoroughly)
         return True
 
 

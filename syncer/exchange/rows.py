@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import stat
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -279,3 +279,29 @@ def unpack_ends(packed: Sequence[Any], rows: Rows, first: int, last: int) -> Non
         table.check_key(*columns[:-1])
         check_within("epoch", columns[-1], first, last)
         rows.ends[table.name] += zip(*columns, strict=True)
+
+
+def trim(rows: Rows, position: int) -> Rows:
+    """What of a segment's rows is news to a reader who knows the history up to `position`."""
+    news = Rows()
+    for table in TABLES:
+        width = len(table.key)
+        for version in rows.versions[table.name]:
+            born, died = version[width], version[width + 1]
+            if born > position:
+                news.versions[table.name].append(version)
+            elif died > position:
+                news.ends[table.name].append((*version[:width], died))
+        news.ends[table.name] += [end for end in rows.ends[table.name] if end[width] > position]
+    return news
+
+
+def changed_keys(rows: Rows) -> Iterator[tuple[int, int, bytes]]:
+    """The rows of table `outbox` from which these rows were made: (epoch, node, name)."""
+    for table in TABLES:
+        width = len(table.key)
+        spans = [(version, version[width : width + 2]) for version in rows.versions[table.name]]
+        spans += [(end, end[width:]) for end in rows.ends[table.name]]
+        for key, epochs in spans:
+            name = key[1] if table is NAME else b""
+            yield from ((epoch, key[0], name) for epoch in epochs if epoch)

@@ -201,9 +201,12 @@ def set_up_database(db: Database, info: RepositoryInfo, machine: int, role: str 
 class Writers:
     """Reads and prolongs the chain of writers. Used by one thread at a time."""
 
-    def __init__(self, remote: Remote, info: RepositoryInfo) -> None:
+    def __init__(self, remote: Remote, info: RepositoryInfo, until: int | None = None) -> None:
+        """With `until`, the chain ends with this generation, as a machine that was displaced then
+        knows it."""
         self._remote = remote
         self._info = info
+        self._until = until
         # What is under writers/ never changes once it is there.
         self._claims: dict[int, Claim] = {}
         self._starts: dict[int, tuple[int, int, str]] = {}
@@ -225,6 +228,9 @@ class Writers:
                 self._starts[generation] = self._read_start(generation)
             elif not match[2] and generation not in self._claims:
                 self._claims[generation] = self._read_claim(generation)
+        if self._until is not None:
+            links = tuple(link for link in self._links() if link.generation <= self._until)
+            return Chain(self._claims.get(self._until), links)
         newest = self._claims[max(self._claims)] if self._claims else None
         return Chain(newest, self._links())
 

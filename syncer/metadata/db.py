@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ _WAL_LIMIT_BYTES = 64 << 20
 
 Row = tuple[Any, ...]
 
+_TABLES = frozenset(re.findall(r"CREATE (?:TABLE|INDEX) (\w+)", SCHEMA))
+
 
 class Database:
     """One writing connection, shared by all threads through `transaction` and `query`.
@@ -40,12 +43,17 @@ class Database:
     transaction: every file operation waits for the lock it holds.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open the database at `path`, or make one with the current schema.
+    def __init__(self, path: Path, *, must_exist: bool = False) -> None:
+        """Open the database at `path`, or (unless it `must_exist`) make one.
 
-        Raises FormatError if it is newer than this program, CorruptError if it is none.
+        Raises FormatError if it is newer than this program; CorruptError if it is none, if it is
+        damaged as far as that shows at once, or missing though it must exist.
         """
         self.path = path
+        #: That SQLite found the file damaged, in words; "" while it has not. Nothing is changed
+        #: any more from then on.
+        self.damage = ""
+        self._on_damage: Callable[[], None] = lambda: None
         #: Guards the connection and whatever in-memory state mirrors its rows.
         self.lock = threading.RLock()
         self._depth = 0
@@ -57,25 +65,52 @@ class Database:
         self._rollback_hooks: list[Callable[[], None]] = []
         self._transaction = _Transaction(self._begin, self._end)
         is_new = not path.exists()
-        with _translated(path):
+        if is_new and must_exist:
+            raise CorruptError(f"the database {path} is missing")
+        with self._translated():
             self._connection = _connect(path)
             if is_new:
                 os.chmod(path, 0o600)
                 self._connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
                 self._connection.execute("PRAGMA journal_mode = WAL")
-            with self.transaction():
+            try:
                 if is_new:
-                    self._connection.execute(SCHEMA)
-                    self.set_meta("schema_version", SCHEMA_VERSION)
-            self._check_version()
+                    with self.transaction():
+                        self._connection.execute(SCHEMA)
+                        self.set_meta("schema_version", SCHEMA_VERSION)
+                self._check_version()
+            except BaseException:
+                self._connection.close()
+                raise
         self._wal_fd = os.open(f"{path}-wal", os.O_RDWR | os.O_CLOEXEC)
         if is_new:
             self.sync()
         # SQLite makes a new WAL after each clean end; `sync` counts on its name as well.
         _sync_folder(path.parent)
 
+    def on_damage(self, hook: Callable[[], None]) -> None:
+        """Have `hook` called once if SQLite finds the file damaged. It may hold `lock`."""
+        self._on_damage = hook
+
+    def _failure(self, error: apsw.Error) -> SyncerError:
+        """Our error for one of SQLite's."""
+        if isinstance(error, (apsw.CorruptError, apsw.NotADBError)) and not self.damage:
+            self.damage = f"the database {self.path} is damaged ({error})"
+            self._on_damage()
+        return _translate(self.path, error)
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turns SQLite's errors into ours."""
+        try:
+            yield
+        except apsw.Error as error:
+            raise self._failure(error) from error
+
     def _check_version(self) -> None:
-        version = self.get_meta("schema_version")
+        tables = "SELECT name FROM sqlite_master"
+        has_meta = ("meta",) in self.query(tables)
+        version = self.get_meta("schema_version") if has_meta else None
         if not isinstance(version, int):
             raise CorruptError(f"{self.path} is not a syncer database")
         if version > SCHEMA_VERSION:
@@ -84,6 +119,29 @@ class Database:
             with self.transaction():
                 self.execute(UPGRADES[old])
                 self.set_meta("schema_version", old + 1)
+        if not _TABLES <= {row[0] for row in self.query(tables)}:
+            raise CorruptError(f"the database {self.path} is damaged (it lacks tables)")
+
+    def look(self) -> None:
+        """Look at both ends of every table and index: cheap at any size, and finds much.
+
+        Raises CorruptError. A whole look is `integrity_faults`.
+        """
+        for (table,) in self.query("SELECT name FROM sqlite_master WHERE type = 'table'"):
+            columns = [row[1] for row in self.query(f"PRAGMA table_info({table})") if row[5]]
+            for way in ("", " DESC") if columns else ():
+                order = ", ".join(f"{column}{way}" for column in columns)
+                self.query(f"SELECT * FROM {table} ORDER BY {order} LIMIT 1")
+        if not self.query_one("SELECT 1 FROM usage"):
+            raise CorruptError(f"the database {self.path} is damaged (it has no totals)")
+
+    def integrity_faults(self, limit: int) -> list[str]:
+        """What SQLite's own check finds wrong with the file, in its words. Reads all of it."""
+        try:
+            rows = self.query(f"PRAGMA integrity_check({limit})")
+        except CorruptError as error:
+            return [str(error)]
+        return [row[0] for row in rows if row[0] != "ok"]
 
     def transaction(self) -> contextlib.AbstractContextManager[None]:
         """All statements inside become visible and crash-safe together, or none of them.
@@ -96,6 +154,8 @@ class Database:
     def _begin(self) -> None:
         self.lock.acquire()
         try:
+            if self.damage:
+                raise CorruptError(self.damage)
             if not self._depth:
                 self.execute("BEGIN IMMEDIATE")
             self._depth += 1
@@ -135,11 +195,11 @@ class Database:
         try:
             self._connection.execute(sql, bindings)
         except apsw.Error as error:
-            raise _translate(self.path, error) from error
+            raise self._failure(error) from error
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """Run a statement once per row. The caller holds a transaction."""
-        with _translated(self.path):
+        with self._translated():
             self._connection.executemany(sql, rows)
 
     def changes(self) -> int:
@@ -152,7 +212,7 @@ class Database:
             try:
                 return self._connection.execute(sql, bindings).fetchall()
             except apsw.Error as error:
-                raise _translate(self.path, error) from error
+                raise self._failure(error) from error
 
     def query_one(self, sql: str, bindings: Sequence[Any] = ()) -> Row | None:
         """The first row of a query, or None."""
@@ -160,17 +220,20 @@ class Database:
             try:
                 return self._connection.execute(sql, bindings).fetchone()
             except apsw.Error as error:
-                raise _translate(self.path, error) from error
+                raise self._failure(error) from error
 
     @contextlib.contextmanager
-    def snapshot(self) -> Iterator[Reader]:
+    def snapshot(self, *, spills: bool = False) -> Iterator[Reader]:
         """A consistent view for long queries, on a connection of its own.
 
-        File operations go on meanwhile. Keep it short all the same: the WAL grows as long.
+        File operations go on meanwhile. Keep it short all the same: the WAL grows as long. With
+        `spills`, its temporary tables may be larger than the memory.
         """
-        with _translated(self.path):
+        with self._translated():
             connection = _connect(self.path, apsw.SQLITE_OPEN_READONLY)
             try:
+                if spills:
+                    connection.execute("PRAGMA temp_store = FILE")
                 connection.execute("BEGIN")
                 yield Reader(connection)
             finally:
@@ -208,7 +271,7 @@ class Database:
         Most of it is copied while others go on; only what they added meanwhile under the lock,
         since as long as a single frame is left the WAL only grows.
         """
-        with _translated(self.path):
+        with self._translated():
             connection = _connect(self.path)
             try:
                 connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
@@ -248,6 +311,10 @@ class Reader:
         """The rows of a query, one by one."""
         return iter(self._connection.execute(sql, bindings))
 
+    def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Run a statement once per row; only temporary tables can be changed."""
+        self._connection.executemany(sql, rows)
+
 
 def _connect(
     path: Path, flags: int = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
@@ -283,15 +350,6 @@ class _Transaction(contextlib.AbstractContextManager[None]):
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._end(error is not None)
-
-
-@contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """Turns SQLite's errors into ours."""
-    try:
-        yield
-    except apsw.Error as error:
-        raise _translate(path, error) from error
 
 
 def _translate(path: Path, error: apsw.Error) -> SyncerError:

@@ -8,6 +8,8 @@ One round, and what a power cut after each step leaves:
 3. block files are synced, marked so    the rows of this epoch may still be lost, not mixed up
 4. the database is synced               everything up to the closed epoch is safe
 5. what is superseded is unlinked       a file without a row, which the next sweep removes
+6. the epoch is in a local segment      a round that lacks it is made up for by the next one;
+   file, see `exchange.journal`         only the rebuilding of a damaged database needs it
 
 fsync takes steps 1, 3 and 4 for one file, at once.
 """
@@ -41,13 +43,16 @@ class Committer:
         vfs: Vfs,
         interval_seconds: float,
         on_closed: Callable[[], None],
+        journal: Callable[[int], None] = lambda closed: None,
     ) -> None:
+        """`journal` writes the local segment files up to a closed epoch."""
         self._db = db
         self._epochs = epochs
         self._blocks = blocks
         self._vfs = vfs
         self._interval_seconds = interval_seconds
         self._on_closed = on_closed
+        self._journal = journal
         self._stopping = threading.Event()
         self._round_lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="syncer-committer", daemon=True)
@@ -94,5 +99,6 @@ class Committer:
             self._blocks.save_order()
             if self._db.wal_bytes() > _WAL_BYTES:
                 self._db.checkpoint()
+            self._journal(newest)
             self.error = ""
         self._on_closed()
