@@ -12,7 +12,7 @@ from pathlib import Path
 
 from syncer import errors
 from syncer.commands import parser
-from syncer.commands.report import STATUS_KEYS
+from syncer.commands.report import FSCK_KEYS, FSCK_STATUS, STATUS_KEYS
 from syncer.process.background import INTERRUPTED
 
 INTRODUCTION = """\
@@ -43,6 +43,12 @@ added, but neither removed nor given another meaning.
 | key | meaning |
 |---|---|
 """
+FSCK_OUTPUT = """\
+## What `fsck --json` tells
+
+| key | meaning |
+|---|---|
+"""
 
 
 def page() -> str:
@@ -50,6 +56,7 @@ def page() -> str:
     parts += map(command_section, parser.commands_of(parser.make_parser()).values())
     parts.append(EXIT_STATUS + "".join(f"| {code} | {text} |\n" for code, text in exit_codes()))
     parts.append(STATUS_OUTPUT + "".join(f"| `{k}` | {v} |\n" for k, v in STATUS_KEYS.items()))
+    parts.append(FSCK_OUTPUT + "".join(f"| `{k}` | {v} |\n" for k, v in FSCK_KEYS.items()))
     return "\n".join(parts)
 
 
@@ -81,6 +88,8 @@ def exit_codes() -> Iterator[tuple[int, str]]:
         code = getattr(errors, name).exit_code
         meanings.setdefault(code, []).append(meaning.replace("``", "`"))
     meanings[errors.SyncerError.exit_code] = ["any other error"]
+    meanings[FSCK_STATUS["damaged"]] = ["`fsck` found damage"]
+    meanings[FSCK_STATUS["repaired"]] = ["`fsck` found damage, and all of it is repaired"]
     meanings[INTERRUPTED] = ["interrupted, as by Ctrl-C"]
     return ((code, "; ".join(texts)) for code, texts in sorted(meanings.items()))
 

@@ -38,9 +38,11 @@ _WARNING = re.compile(r"^\S+ \S+ (WARNING|ERROR|CRITICAL) ", re.MULTILINE)
 class CommandError(Exception):
     """A command ended with an exit status other than 0; the text is what it said."""
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, output: str = "") -> None:
         super().__init__(text)
         self.status = status
+        #: What it printed all the same.
+        self.output = output
 
 
 def syncer(*words: str | Path, env: Mapping[str, str] | None = None) -> str:
@@ -55,7 +57,8 @@ def syncer(*words: str | Path, env: Mapping[str, str] | None = None) -> str:
         check=False,
     )
     if done.returncode:
-        raise CommandError(done.returncode, os.fsdecode(done.stderr or done.stdout))
+        said = os.fsdecode(done.stderr or done.stdout)
+        raise CommandError(done.returncode, said, os.fsdecode(done.stdout))
     return os.fsdecode(done.stdout)
 
 

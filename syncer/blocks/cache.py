@@ -134,11 +134,34 @@ class Cache:
         """Whether there is a file of that name."""
         return os.path.exists(self._path(block_id))
 
+    def size_bytes(self, block_id: bytes) -> int:
+        """The length of a block's file; 0 if there is none."""
+        try:
+            return os.stat(self._path(block_id)).st_size
+        except FileNotFoundError:
+            return 0
+
     def ids(self, first_byte: int) -> list[bytes]:
         """The blocks that have files, of those whose ids begin with this byte."""
         with _translated(self._base):
             names = os.listdir(f"{self._base}/{first_byte:02x}")
-        return [bytes.fromhex(name) for name in names if _BLOCK_NAME.fullmatch(name)]
+        first = f"{first_byte:02x}"
+        return [
+            bytes.fromhex(name)
+            for name in names
+            if name[:2] == first and _BLOCK_NAME.fullmatch(name)
+        ]
+
+    def foreign(self, first_byte: int) -> list[str]:
+        """What lies among the block files and is none."""
+        with _translated(self._base):
+            names = os.listdir(f"{self._base}/{first_byte:02x}")
+        folder = f"{first_byte:02x}"
+        return [
+            f"{self._base}/{folder}/{name}"
+            for name in names
+            if not _BLOCK_NAME.fullmatch(name) or name[:2] != folder
+        ]
 
     def remove(self, block_ids: Iterable[bytes]) -> None:
         """Unlink files; one that is not there is no error."""
@@ -147,6 +170,12 @@ class Cache:
             with contextlib.suppress(MissingError), _translated(path):
                 os.unlink(path)
             self.set_verified(block_id, False)
+
+    def move(self, block_id: bytes, target: Path) -> None:
+        """Take a block's file out of the cache, for good."""
+        with contextlib.suppress(MissingError), _translated(self._base):
+            os.rename(self._path(block_id), target)
+        self.set_verified(block_id, False)
 
     def set_aside(self, block_id: bytes) -> None:
         """Move a damaged file out of the way."""

@@ -231,12 +231,6 @@ class Ledger:
             dirty += size_bytes
         self._account(-blocks, -disk, -blocks, -dirty)
 
-    def give_up(self, block_ids: Iterable[bytes]) -> None:
-        """Drop dirty blocks that were lost, and that nothing names. In the caller's transaction."""
-        for block_id in block_ids:
-            self._db.execute("UPDATE block SET refs = 1 WHERE id = ?", (block_id,))
-            self.unname([block_id])
-
     # Clean and dirty ------------------------------------------------------------------------
 
     def dirty_queue(self, limit: int, after: int = 0) -> list[tuple[bytes, int]]:
@@ -451,9 +445,13 @@ class Ledger:
         for first_byte in range(256):
             if stopping():
                 break
-            self._unlink(self._doom_strays(first_byte))
-            lost += self._drop_absent(first_byte)
+            lost += self.sweep_part(first_byte)
         return lost
+
+    def sweep_part(self, first_byte: int) -> list[bytes]:
+        """As `sweep`, for the blocks whose ids begin with this byte."""
+        self._unlink(self._doom_strays(first_byte))
+        return self._drop_absent(first_byte)
 
     def _rows_from(self, first_byte: int) -> dict[bytes, tuple[int, int | None]]:
         low = bytes([first_byte])

@@ -373,9 +373,10 @@ class Blocks(Ledger):
         rows = self._db.query("SELECT id FROM block WHERE synced = 0 AND dirty IS NOT NULL")
         dropped = set(self.undo.dropped())
         suspects = {row[0] for row in rows} | dropped - self._with_rows(dropped)
-        return {block_id for block_id in suspects if self._read_whole(block_id) is None}
+        return {block_id for block_id in suspects if self.read_whole(block_id) is None}
 
-    def _read_whole(self, block_id: bytes) -> bytes | None:
+    def read_whole(self, block_id: bytes) -> bytes | None:
+        """The content from the local file, read and verified anew; None if it is not good."""
         content = self._read_file(block_id)
         return content if content is not None and self._matches(block_id, content) else None
 
@@ -385,10 +386,30 @@ class Blocks(Ledger):
         At the start, in the caller's transaction. One without a file is on the remote.
         """
         for block_id in set(block_ids) - self._with_rows(block_ids):
-            content = self._read_whole(block_id)
+            content = self.read_whole(block_id)
             if content is not None:
                 self.cache.budget.adopt(disk_bytes(len(content)))
                 self._add_dirty(block_id, len(content), synced=False)
+
+    def correct_size(self, block_id: bytes, size_bytes: int) -> None:
+        """A row had a wrong size: set it right, and what counts it."""
+        with self._db.transaction():
+            rows = self._db.query("SELECT size, dirty FROM block WHERE id = ?", (block_id,))
+            for old_bytes, dirty in rows:
+                more = disk_bytes(size_bytes) - disk_bytes(old_bytes)
+                dirty_bytes = 0 if dirty is None else size_bytes - old_bytes
+                self._db.execute("UPDATE block SET size = ? WHERE id = ?", (size_bytes, block_id))
+                self._db.execute(
+                    "UPDATE usage SET local_bytes = local_bytes + ?, dirty_bytes = dirty_bytes + ?",
+                    (more, dirty_bytes),
+                )
+                self.cache.budget.adopt(more)
+
+    def give_up(self, block_ids: Iterable[bytes]) -> None:
+        """Drop dirty blocks that were lost, and that nothing names. In the caller's transaction."""
+        for block_id in block_ids:
+            self._db.execute("UPDATE block SET refs = 1 WHERE id = ?", (block_id,))
+            self.unname([block_id])
 
 
 def _batches(block_ids: Iterable[bytes], size: int) -> Iterator[list[bytes]]:

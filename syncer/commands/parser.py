@@ -70,6 +70,7 @@ def make_parser() -> Parser:
     _add_moving(add)
     _add_past(add)
     _add_settings(add)
+    _add_maintaining(add)
     return parser
 
 
@@ -372,6 +373,36 @@ def _add_settings(add: _Add) -> None:
     autostart.add_argument("data", nargs="?", metavar="DATA", help="a data directory")
     autostart.add_argument("mountpoint", nargs="?", metavar="MOUNTPOINT", help="an empty folder")
     autostart.add_argument("--systemd", action="store_true", help="add: as a systemd user unit")
+
+
+def _add_maintaining(add: _Add) -> None:
+    fsck = add(
+        "maintaining",
+        "fsck",
+        "TARGET [--repair] [--remote] [--read-data] [--json]",
+        "look for damage, and repair it",
+        "syncer fsck data --remote --repair",
+        "Checks the database, the tree and its history, and the local copies. Ends with exit code"
+        " 0 if all is well, 17 if there is damage, 18 if there was and all of it is repaired."
+        " What has no place is put in lost+found. May be stopped at any moment, and run again."
+        " While it is mounted, only local copies and the server are repaired.",
+    )
+    fsck.add_argument("target", metavar="TARGET", help=_TARGET)
+    fsck.add_argument(
+        "--repair",
+        action="store_true",
+        help="repair what can be repaired; a damaged database is built anew from the server and"
+        " from this computer's own notes",
+    )
+    fsck.add_argument(
+        "--remote", action="store_true", help="also look whether the server has everything"
+    )
+    fsck.add_argument(
+        "--read-data",
+        action="store_true",
+        help="read and verify all contents: the local ones, and with --remote the server's",
+    )
+    fsck.add_argument("--json", action="store_true", help="for programs")
 
 
 def _seconds(text: str) -> float:

@@ -53,5 +53,24 @@ def fetch_counter() -> Iterator[Progress]:
         yield show
 
 
+@contextlib.contextmanager
+def fsck_line() -> Iterator[Progress]:
+    """Tells what is being looked at, and how far that is, as `fsck` tells it."""
+    if not sys.stderr.isatty():
+        yield _silent
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("checking") as line:
+
+        def show(state: dict[str, Any]) -> None:
+            far = f"{state['done']:,}" if state["done"] else ""
+            if state["total"]:
+                far = f"{100 * state['done'] // state['total']} %"
+            line.update(f"{state['what']} {far}")
+
+        yield show
+
+
 def _silent(state: dict[str, Any]) -> None:
     pass

@@ -54,6 +54,17 @@ STATUS_KEYS = {
     "fuse": "version of libfuse; 0 if not mounted",
 }
 
+FSCK_KEYS = {
+    "state": '"clean", "damaged" or "repaired"',
+    "damage": "pieces of damage that were found",
+    "left": "those of them that are not repaired",
+    "kinds": "for each kind of damage: how often it was `found`, and `repaired`",
+    "findings": "the first 100 of each kind: `kind`, `text`, `repaired`",
+    "notes": "what a person should know, and is no damage",
+}
+FSCK_STATUS = {"clean": 0, "damaged": 17, "repaired": 18}
+"""The exit status of `fsck`, by the state."""
+
 
 def status_lines(status: dict[str, Any]) -> list[str]:
     """The answer in the first line, what it rests on in the others."""
@@ -256,3 +267,27 @@ def duration(seconds: float) -> str:
     if seconds < 36 * 3600:
         return f"{seconds / 3600:.0f} h"
     return f"{seconds / 86400:.0f} days"
+
+
+def fsck_lines(found: dict[str, Any]) -> list[str]:
+    """What `fsck` found; the last line is the answer."""
+    lines = [
+        f"{'repaired' if one['repaired'] else 'DAMAGE'}: {one['kind']}: {one['text']}"
+        for one in found["findings"]
+    ]
+    for kind, counts in found["kinds"].items():
+        untold = counts["found"] - sum(one["kind"] == kind for one in found["findings"])
+        if untold:
+            lines.append(f"and {untold:,} more: {kind}")
+    lines += [f"note: {text}" for text in found["notes"]]
+    answers = {
+        "clean": "No damage found.",
+        "repaired": f"All damage found ({found['damage']:,}) is repaired.",
+        "damaged": f"{_count(found['left'], 'piece')} of damage; see syncer fsck --help.",
+    }
+    return [_printable(line) for line in [*lines, answers[found["state"]]]]
+
+
+def _printable(text: str) -> str:
+    """Names may hold anything."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

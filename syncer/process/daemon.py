@@ -33,6 +33,8 @@ from typing import Any
 from syncer import binding
 from syncer.config import Config
 from syncer.errors import AccessError, MountError
+from syncer.maintain.findings import Report
+from syncer.maintain.fsck import Options
 from syncer.process import desktop, mounts
 from syncer.process.control import ControlServer, Handler, Progress
 from syncer.process.engine import Engine
@@ -311,7 +313,13 @@ def commands_of(engine: Engine) -> dict[str, Handler]:
         engine.set_config(arguments["key"], arguments["value"])
         return {}
 
+    def fsck(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        report = Report()
+        engine.fsck(Options(**arguments), report, progress)
+        return report.result()
+
     return {
+        "fsck": fsck,
         "status": status,
         "flush": flush,
         "config": config,

@@ -20,21 +20,24 @@ from syncer.blocks.cache import Cache
 from syncer.blocks.fetch import Fetcher
 from syncer.blocks.store import Blocks
 from syncer.config import Config
-from syncer.errors import SyncerError, TemporaryError, UsageError
+from syncer.errors import CorruptError, SyncerError, TemporaryError, UsageError
 from syncer.exchange.incoming import Touched
+from syncer.exchange.journal import Journal
 from syncer.exchange.roles import Exchange, ExchangeLoop
+from syncer.maintain.findings import Report
+from syncer.maintain.fsck import Fsck, Options, Parts
+from syncer.maintain.rebuild import REBUILT
 from syncer.metadata.contents import Contents
-from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
 from syncer.metadata.history import History
 from syncer.metadata.moments import Moments
 from syncer.metadata.tree import Tree
 from syncer.mount import Operations
 from syncer.process.committer import Committer
-from syncer.process.folder import DataFolder
+from syncer.process.folder import DataFolder, mending
 from syncer.process.keeping import Keeping
 from syncer.process.recovery import recover
-from syncer.process.repository import remote_of
+from syncer.process.repository import open_database, remote_of
 from syncer.process.timemachine import TimeMachine
 from syncer.transfer.keeper import PinKeeper
 from syncer.transfer.threads import Transfer
@@ -78,7 +81,13 @@ class Engine:
         #: Whether rows and block files are known to match, see `Ledger.sweep`.
         self._is_swept = False
         self._sweeper = threading.Thread(target=self._sweep, name="syncer-sweep", daemon=True)
-        self._db = Database(self.folder.database)
+        self._db = open_database(self.folder)
+        self._db.on_damage(self._note_damage)
+        try:
+            self._journal = Journal(self._db, self.folder.segments)
+        except CorruptError as error:
+            self._db.close()
+            raise CorruptError(f"{error}; {mending(self.folder)}") from error
         seed: int = self._db.get_meta("seed")
         self._remote = remote_of(config)
         self._cache = Cache(
@@ -114,7 +123,13 @@ class Engine:
         self._transfer.on_short = self._keeper.hurry
         self.keeping = Keeping(self._tree, self._contents, self._blocks, self._keeper, states)
         self._committer = Committer(
-            self._db, self._epochs, self._blocks, self.vfs, config.epoch_seconds, self._on_closed
+            self._db,
+            self._epochs,
+            self._blocks,
+            self.vfs,
+            config.epoch_seconds,
+            self._on_closed,
+            self._journal.write,
         )
         self._exchange = Exchange(
             self._db,
@@ -122,6 +137,7 @@ class Engine:
             self._remote,
             socket.gethostname(),
             on_applied=self._on_applied,
+            journaled=self._journal.newest,
         )
         self._loop = ExchangeLoop(self._exchange, after_step=self._note_role)
         self.past = TimeMachine(
@@ -155,13 +171,10 @@ class Engine:
 
     def start(self) -> None:
         """Repair what an unclean end left behind, and start the threads. Not before a fork."""
-        last_boot, boot = self._db.get_meta("boot", ""), _BOOT_ID.read_text().strip()
-        if last_boot:
-            recover(self._db, self._blocks, self._tree, power_was_cut=last_boot != boot)
+        boot, last_boot = _BOOT_ID.read_text().strip(), self._recover()
         # On the disk before any file is made: a power cut must not look like a clean end.
         self._db.set_meta("boot", boot)
         self._db.sync()
-        self.vfs.hidden.recover()
         self.vfs.files.adopt()
         self._remote.prepare()
         if last_boot:
@@ -174,6 +187,18 @@ class Engine:
         self._started = True
         self._is_swept = not last_boot
         self._sweeper.start()
+
+    def _recover(self) -> str:
+        """Repair what an unclean end left behind; returns the boot id of then, "" if it was clean.
+
+        The one of a database that was rebuilt is none, so that its blocks are not swept yet.
+        """
+        last_boot: str = self._db.get_meta("boot", "")
+        if last_boot and last_boot != REBUILT:
+            boot = _BOOT_ID.read_text().strip()
+            recover(self._db, self._blocks, self._tree, power_was_cut=last_boot != boot)
+        self.vfs.hidden.recover()
+        return "" if last_boot == REBUILT else last_boot
 
     def started(self) -> None:
         """libfuse is ready; see `mount.Host`."""
@@ -194,9 +219,15 @@ class Engine:
         """Make everything safe locally, end the threads and close; takes some seconds at most."""
         self._is_stopping = True
         self.vfs.read_only = "it is being unmounted"
+        try:
+            if self._started:
+                self.vfs.hidden.stop()
+                self._committer.stop()
+        except CorruptError:
+            # Of a damaged database nothing can be saved any more; all else ends in order.
+            if not self._db.damage:
+                raise
         if self._started:
-            self.vfs.hidden.stop()
-            self._committer.stop()
             # What is under way may finish; then the remote's end breaks every wait for it.
             self._transfer.stop()
         self._remote.close()
@@ -204,7 +235,7 @@ class Engine:
             self._keeper.stop()
             self._loop.stop()
             self._sweeper.join()
-            if self._is_swept:
+            if self._is_swept and not self._db.damage:
                 self._db.set_meta("boot", "")
                 self._db.sync()
         self._db.close()
@@ -227,13 +258,18 @@ class Engine:
         self.vfs.files.reload()
 
     def _note_role(self) -> None:
-        if self._is_stopping:
+        if self._is_stopping or self._db.damage:
             return
         reasons = {
             "follower": "another machine is the repository's writer; see: syncer mount --take-over",
             "displaced": "another machine has become the repository's writer",
         }
         self.vfs.read_only = reasons.get(self._exchange.role)
+
+    def _note_damage(self) -> None:
+        """The database is damaged: serve what can be read, and change nothing any more."""
+        self.vfs.read_only = "its database is damaged"
+        log.error("%s; unmount it, and %s", self._db.damage, mending(self.folder))
 
     # mount.Host
 
@@ -319,7 +355,9 @@ class Engine:
         return row[0], row[1]
 
     def _errors(self, worker_failure: str) -> list[str]:
-        return [text for text in (self._committer.error, worker_failure) if text]
+        damage = self._db.damage and f"{self._db.damage}; unmount it, and {mending(self.folder)}"
+        found = (damage, "" if damage else self._committer.error, worker_failure)
+        return [text for text in found if text]
 
     def _age_seconds(self, epoch: int | None) -> float:
         row = self._db.query_one("SELECT time_ns FROM epoch WHERE seq = ?", (epoch,))
@@ -358,6 +396,27 @@ class Engine:
     def _is_flushed(self, epoch: int) -> bool:
         """Whether the remote has all changes up to an epoch."""
         return not self._db.query_one("SELECT 1 FROM outbox WHERE epoch <= ? LIMIT 1", (epoch,))
+
+    def fsck(self, options: Options, report: Report, progress: Progress) -> None:
+        """Check everything, and repair it as far as that is safe now; see `maintain.fsck`."""
+
+        def tell(what: str, done: int, total: int) -> None:
+            progress({"what": what, "done": done, "total": total})
+
+        if options.repair and not self._started:
+            self._recover()
+        parts = Parts(
+            self._db,
+            self._epochs,
+            self._contents,
+            self._tree,
+            self._blocks,
+            self._remote,
+            self._exchange,
+            close_epoch=lambda: self._committer.round(seal=True),
+            is_mounted=self._started,
+        )
+        Fsck(parts, options, report, tell).check()
 
     def set_config(self, key: str, text: str) -> None:
         """Change a setting; limits take effect at once, the rest with the next mount."""

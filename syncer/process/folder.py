@@ -3,6 +3,7 @@
     config          settings, see `config`; written last, so a directory without it is unfinished
     metadata.db     see `db`
     blocks/         see `cache`
+    segments/       see `journal`
     lock            held by the process that uses the directory
     control.sock    that process's socket, see `control`
     log             what a mount in the background has to say
@@ -29,6 +30,7 @@ class DataFolder:
         self.config = path / "config"
         self.database = path / "metadata.db"
         self.blocks = path / "blocks"
+        self.segments = path / "segments"
         self.lock_file = path / "lock"
         self.socket = path / "control.sock"
         self.log = path / "log"
@@ -65,3 +67,8 @@ class DataFolder:
             yield
         finally:
             os.close(descriptor)
+
+
+def mending(folder: DataFolder) -> str:
+    """What to do about damage, as the end of a sentence."""
+    return f"repair it with: syncer fsck --repair {folder.path}"

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from syncer.config import Config
-from syncer.errors import AccessError, ForeignError
+from syncer.errors import AccessError, CorruptError, ForeignError
 from syncer.exchange.recover import clone
 from syncer.exchange.writers import RepositoryInfo, init_repository, new_machine, set_up_database
 from syncer.metadata.contents import Contents
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
 from syncer.metadata.tree import Tree
-from syncer.process.folder import DataFolder
+from syncer.process.folder import DataFolder, mending
 from syncer.remote import Remote, open_remote
 
 
@@ -28,6 +28,20 @@ def remote_of(config: Config) -> Remote:
         connections=config.connections,
         timeout_seconds=config.timeout_seconds,
     )
+
+
+def open_database(folder: DataFolder) -> Database:
+    """The database of a data directory. Raises CorruptError if it is damaged or gone."""
+    try:
+        db = Database(folder.database, must_exist=True)
+        try:
+            db.look()
+        except BaseException:
+            db.close()
+            raise
+        return db
+    except CorruptError as error:
+        raise CorruptError(f"{error}; {mending(folder)}") from error
 
 
 def create_repository(path: Path, config: Config, name: str) -> None:

@@ -1,0 +1,1 @@
+"""Looking after a data directory and its repository: checking, repairing, rebuilding."""

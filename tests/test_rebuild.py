@@ -1,0 +1,212 @@
+"""A damaged database is noticed, and built anew from the server and the local segment files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from syncer.config import Config
+from syncer.errors import CorruptError
+from syncer.process.engine import Engine
+from syncer.process.folder import DataFolder
+from syncer.process.repository import clone_repository
+from tests.damage import ME, Place, noise
+from tests.mounted import ROOT as ROOT_FOLDER
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place.made_in(tmp_path_factory.mktemp("original"))
+
+
+@pytest.fixture
+def place(original: Place, tmp_path: Path) -> Place:
+    return original.copied_to(tmp_path)
+
+
+def _delete(path: Path) -> None:
+    path.unlink()
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _zero_header(path: Path) -> None:
+    with open(path, "r+b") as file:
+        file.write(bytes(100))
+
+
+def _zero_pages(path: Path) -> None:
+    with open(path, "r+b") as file:
+        for page in range(1, path.stat().st_size // 2048, 2):
+            file.seek(page * 2048)
+            file.write(bytes(2048))
+
+
+def _flip_bits(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    for start in range(2048, len(data), 2048):
+        data[start] ^= 0xFF
+    path.write_bytes(data)
+
+
+WAYS = [_delete, _empty, _truncate, _zero_header, _zero_pages, _flip_bits]
+
+
+@pytest.mark.parametrize("damage", WAYS, ids=lambda way: way.__name__.strip("_"))
+def test_a_destroyed_database_costs_no_name_and_no_content(
+    place: Place, damage: Callable[[Path], None]
+) -> None:
+    damage(place.folder.database)
+    assert place.fsck().state == "damaged"
+    found = place.fsck(repair=True)
+    assert found.state == "repaired", found
+    assert place.fsck(remote=True, read_data=True).state == "clean"
+    assert place.read_all() == place.files
+    with place.engine() as engine:
+        # It is the same machine still, and what was not published is now.
+        assert engine.is_writer
+        engine.flush(60, lambda state: None)
+    assert place.cloned_names() >= {b"small", b"large", b"tiny", b"island", b"link", b"same"}
+
+
+def test_a_mount_of_a_damaged_database_says_what_to_do(place: Place) -> None:
+    for damage in WAYS[:4]:
+        place.folder.database.with_name("copy").write_bytes(place.folder.database.read_bytes())
+        damage(place.folder.database)
+        with pytest.raises(CorruptError, match=r"syncer fsck --repair"), place.engine():
+            pass
+        place.folder.database.with_name("copy").replace(place.folder.database)
+        for end in ("-wal", "-shm"):
+            Path(f"{place.folder.database}{end}").unlink(missing_ok=True)
+    assert place.read_all() == place.files
+
+
+def test_an_old_database_in_its_place_is_noticed(place: Place) -> None:
+    old = place.folder.database.read_bytes()
+    with place.engine() as engine:
+        place.write(engine, b"/later", b"later")
+    place.folder.database.write_bytes(old)
+    with pytest.raises(CorruptError, match="older than"), place.engine():
+        pass
+    assert place.fsck(repair=True).state == "repaired"
+    assert place.read_all() == place.files
+
+
+@pytest.mark.expects_warnings
+def test_damage_that_shows_later_makes_it_read_only(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    with place.engine() as engine:
+        engine._db.checkpoint()
+        rows = engine._db.query("SELECT pageno FROM dbstat WHERE name = 'node'")
+        assert rows
+        engine._db._connection.execute("PRAGMA shrink_memory")
+        with open(place.folder.database, "r+b") as file:
+            for (page,) in rows:
+                file.seek((page - 1) * 2048)
+                file.write(b"\xaa" * 2048)
+        engine._tree.forget()
+        with pytest.raises(CorruptError):
+            engine._tree.node(1)
+        with pytest.raises(OSError, match="Read-only"):
+            engine.vfs.mkdir(b"/another", 0o755, ME)
+        assert "fsck --repair" in engine._errors("")[0]
+    assert "damaged" in caplog.text
+    caplog.clear()
+    assert place.fsck(repair=True).state == "repaired"
+    assert place.read_all() == place.files
+
+
+def test_small_rewrites_that_are_not_in_blocks_yet_are_rebuilt(place: Place) -> None:
+    with place.engine() as engine:
+        handle = engine.vfs.open(b"/album/2024/island", os.O_RDWR)
+        engine.vfs.write(handle, memoryview(b"rewritten"), 1000)
+        engine.vfs.files.fsync(handle, engine.sync_metadata)
+        assert engine._db.query("SELECT 1 FROM patch")
+        engine._committer.round()
+        assert engine._db.query("SELECT 1 FROM patch")
+        # As kill -9 leaves it: nothing more is sealed.
+        copy = place.folder.segments.with_name("copy")
+        shutil.copytree(place.folder.segments, copy)
+        engine.vfs.release(handle)
+    shutil.rmtree(place.folder.segments)
+    copy.rename(place.folder.segments)
+    place.folder.database.unlink()
+    assert place.fsck(repair=True).state == "repaired"
+    content = place.files[b"/album/2024/island"]
+    place.files[b"/album/2024/island"] = content[:1000] + b"rewritten" + content[1009:]
+    assert place.read_all() == place.files
+
+
+@pytest.mark.expects_warnings
+def test_another_writer_since_then_keeps_what_was_not_published_apart(place: Place) -> None:
+    clone = place.data.with_name("clone")
+    clone_repository(clone, Config(remote=str(place.remote), limit_bytes=10**8), "desktop")
+    other = Engine(clone, Config.load(clone / "config"))
+    other.take_over()
+    other.start()
+    other.vfs.mkdir(b"/theirs", 0o755, ME)
+    other.flush(60, lambda state: None)
+    other.stop()
+    place.folder.database.unlink()
+    assert place.fsck(repair=True).state == "repaired"
+    with place.engine() as engine:
+        assert engine.status()["role"] == "displaced"
+        assert engine.status()["stranded_changes"]
+        with pytest.raises(FileNotFoundError):
+            engine.vfs.getattr(b"/theirs")
+    assert place.read_all() == place.files
+
+
+def test_a_copy_that_is_behind_becomes_another_machine(place: Place, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(place.data, copy)
+    with place.engine() as engine:
+        place.write(engine, b"/later", b"later")
+        engine.flush(60, lambda state: None)
+        machine = engine._db.get_meta("machine")
+    files = dict(place.files)
+    place.data, place.folder = copy, DataFolder(copy)
+    place.remote_away()
+    with place.engine() as engine:
+        place.write(engine, b"/mine", noise(9, 100_000))
+    place.remote_back()
+    place.folder.database.unlink()
+    assert place.fsck(repair=True).state == "repaired"
+    with place.engine() as engine:
+        assert engine.status()["role"] == "follower"
+        assert engine._db.get_meta("machine") != machine
+    assert place.read_all() == files
+    kept = [path.name for path in place.folder.segments.glob("unfit-*/*")]
+    assert len(kept) >= 2 and any(name.startswith("block-") for name in kept)
+
+
+def test_a_rebuilding_that_is_killed_begins_anew(place: Place) -> None:
+    place.folder.database.unlink()
+    words = [sys.executable, "-m", "syncer", "fsck", "--repair", place.data]
+    for when in ("insert_rows", "_adopt_blocks", "publish_file"):
+        code = (
+            "import os, signal, sys\n"
+            "from syncer.maintain import rebuild\n"
+            f"rebuild.{when} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "from syncer.commands.cli import main\n"
+            f"main(['fsck', '--repair', {str(place.data)!r}])\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT_FOLDER, check=False)
+        assert done.returncode == -signal.SIGKILL
+    assert subprocess.run(words, cwd=ROOT_FOLDER, stdout=subprocess.DEVNULL).returncode == 18
+    assert place.fsck(remote=True, read_data=True).state == "clean"
+    assert place.read_all() == place.files
