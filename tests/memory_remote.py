@@ -109,6 +109,16 @@ class MemoryRemote(Remote):
         check_key(key)
         self._perform("delete", lambda: self._objects.pop(key, None))
 
+    def move(self, key: str, target: str) -> None:
+        check_key(key)
+        check_key(target)
+
+        def move() -> None:
+            self._find(key)
+            self._objects[target] = self._objects.pop(key)
+
+        self._perform("move", move)
+
     def list(self, prefix: str) -> Iterator[Entry]:
         if prefix:
             check_key(prefix)

@@ -121,6 +121,23 @@ class RemoteContract:
         with pytest.raises(MissingError):
             remote.get("blocks/ab/abcd")
 
+    def test_a_move_replaces_and_leaves_nothing_behind(self, remote: Remote) -> None:
+        remote.put("blocks/ab/abcd", b"moved")
+        remote.put("trash/abcd", b"a longer object that is replaced")
+        remote.move("blocks/ab/abcd", "trash/abcd")
+        assert remote.get("trash/abcd") == b"moved"
+        assert list(remote.list("blocks/ab")) == []
+        remote.move("trash/abcd", "blocks/ab/abcd")
+        assert remote.get("blocks/ab/abcd") == b"moved"
+        assert list(remote.list("trash")) == []
+
+    def test_a_move_of_nothing_replaces_nothing(self, remote: Remote) -> None:
+        remote.put("trash/abcd", b"stays")
+        with pytest.raises(MissingError):
+            remote.move("blocks/ab/abcd", "trash/abcd")
+        assert remote.get("trash/abcd") == b"stays"
+        assert remote.health.report().state is State.ONLINE
+
     def test_list_names_the_objects_of_one_folder(self, remote: Remote) -> None:
         before = time.time()
         remote.put("syncer.json", b"{}")
@@ -156,6 +173,8 @@ class RemoteContract:
             remote.stat,
             lambda key: remote.put(key, b""),
             lambda key: remote.create(key, b""),
+            lambda key: remote.move(key, "trash/a"),
+            lambda key: remote.move("trash/a", key),
         ]
         for key in ("", "/a", "a/", "a//b", "../a", "a/./b", "a/..", "a\0b"):
             for call in calls:

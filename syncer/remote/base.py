@@ -130,6 +130,16 @@ class Remote(ABC):
         """Remove an object; removing what is not there is no error."""
 
     @abstractmethod
+    def move(self, key: str, target: str) -> None:
+        """Give an object another key, in one step; one that has that key already is replaced.
+
+        After an `OfflineError` it may have moved all the same, or move later.
+
+        Raises:
+            MissingError: there is no object under `key`.
+        """
+
+    @abstractmethod
     def list(self, prefix: str) -> Iterator[Entry]:
         """List the objects that lie directly in the folder `prefix`, in no order.
 

@@ -90,6 +90,10 @@ class Files(ABC):
         """Remove a file."""
 
     @abstractmethod
+    def move(self, path: str, target: str) -> None:
+        """Rename a file over `target`. A crash of the place may undo it."""
+
+    @abstractmethod
     def make_root(self) -> None:
         """Make the folder itself and its parents, where they are missing."""
 
@@ -206,6 +210,15 @@ class FileRemote(Remote):
                 self._require_repository(files)
 
         self._run(delete)
+
+    def move(self, key: str, target: str) -> None:
+        check_key(key)
+        check_key(target)
+        # A repeated move would not find what the first one has moved.
+        self._run(
+            lambda files: self._existing(files, key, lambda: files.move(key, target)),
+            repeatable=False,
+        )
 
     def list(self, prefix: str) -> Iterator[Entry]:
         if prefix:

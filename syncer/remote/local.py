@@ -110,6 +110,13 @@ class LocalFiles(Files):
         with _translated(where):
             where.unlink()
 
+    def move(self, path: str, target: str) -> None:
+        where, to = self._root / path, self._root / target
+        with _translated(where):
+            os.replace(where, to)
+        _sync_folder(to.parent)
+        _sync_folder(where.parent)
+
     def make_root(self) -> None:
         with _translated(self._root):
             self._root.mkdir(parents=True, exist_ok=True)

@@ -117,6 +117,27 @@ class SftpFiles(Files):
         with self.told(path):
             self._session.succeed(self._session.send(sftp.REMOVE, self.path(path)))
 
+    def move(self, path: str, target: str) -> None:
+        names = self.path(path), self.path(target)
+        with self.told(path):
+            # What would make room for a file that is not there stays.
+            self._session.attributes(self._session.send(sftp.STAT, names[0]))
+            self.rename_over(*names)
+
+    def rename_over(self, name: bytes, target: bytes) -> None:
+        """Rename a file over another, in one step where the server can."""
+        session = self._session
+        if b"posix-rename@openssh.com" in session.server.extensions:
+            session.succeed(session.send(sftp.EXTENDED, b"posix-rename@openssh.com", name, target))
+            return
+        try:
+            session.succeed(session.send(sftp.RENAME, name, target))
+        except (StatusError, ExistsError):
+            # The plain rename doesn't replace, and there is no other here: the object is gone
+            # for a moment, though never half.
+            session.succeed(session.send(sftp.REMOVE, target))
+            session.succeed(session.send(sftp.RENAME, name, target))
+
     def make_root(self) -> None:
         try:
             self.stat("")
@@ -250,13 +271,7 @@ class SftpFile(NewFile):
             session.succeed(rename)
         else:
             sync = None
-            try:
-                session.succeed(session.send(sftp.RENAME, *names))
-            except (StatusError, ExistsError):
-                # The plain rename doesn't replace, and there is no other here: the object is
-                # gone for a moment, though never half.
-                session.succeed(session.send(sftp.REMOVE, names[1]))
-                session.succeed(session.send(sftp.RENAME, *names))
+            self._files.rename_over(*names)
         self._temporary = None
         self._finish_sync(sync if sync is not None else self._send_sync())
 
