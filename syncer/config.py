@@ -19,156 +19,29 @@ import configparser
 import contextlib
 import dataclasses
 import os
-import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from syncer.errors import AccessError, MissingError, UsageError
+from syncer.values import (
+    Kind,
+    a_choice,
+    a_count,
+    a_duration,
+    a_name,
+    a_seconds,
+    a_size,
+    a_switch,
+    a_text,
+)
 
 DEFAULT_LIMIT_BYTES = 5_000_000_000
 """The limit on local data where a person gives none."""
 
 _SECTION = "syncer"
-
-# Largest first, so that format_size meets the shortest exact form first.
-_UNITS = {
-    "Ti": 1 << 40,
-    "T": 10**12,
-    "Gi": 1 << 30,
-    "G": 10**9,
-    "Mi": 1 << 20,
-    "M": 10**6,
-    "Ki": 1 << 10,
-    "K": 10**3,
-    "B": 1,
-}
-_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*(?:([KMGT]i?)B?|(B))?", re.ASCII | re.IGNORECASE)
-
-
-def parse_size(text: str) -> int:
-    """Bytes, from a size as a person writes it.
-
-    ``1000`` is 1000 MB, as in ``syncer mount ... 1000``. K, M, G and T are powers of 1000, Ki, Mi,
-    Gi and Ti of 1024; a B may follow, and upper or lower case is the same. ``0`` is 0.
-
-    Raises UsageError.
-    """
-    found = _SIZE.fullmatch(text.strip())
-    if not found:
-        raise UsageError(f"{text!r} is not a size: write 1000 (in MB), 512M or 20G")
-    number, scale, byte = found.groups()
-    unit = (scale or byte or "M").capitalize()
-    # A float would lose bytes from 9 PB on.
-    return int(Fraction(number) * _UNITS[unit])
-
-
-def format_size(size_bytes: int) -> str:
-    """The size as `parse_size` reads it back without loss: ``20G``, ``64Mi``, ``4097B``."""
-    if size_bytes == 0:
-        return "0"
-    unit = next(unit for unit, factor in _UNITS.items() if size_bytes % factor == 0)
-    return f"{size_bytes // _UNITS[unit]}{unit}"
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How the values of a setting are written."""
-
-    parse: Callable[[str], Any]
-    """Text to value; raises ValueError whose text continues "must be"."""
-    format: Callable[[Any], str]
-    """Value to the text that `parse` reads back."""
-    allowed: str
-    """The values it may have, in words, for the documentation."""
-
-
-def _text() -> Kind:
-    def parse(text: str) -> str:
-        # The file can hold neither line breaks nor blanks at a value's ends.
-        if not text or text != text.strip() or re.search(r"[\x00-\x1f\x7f]", text):
-            raise ValueError("text without control characters, or blanks at its ends")
-        return text
-
-    return Kind(parse, str, "text")
-
-
-def _size(minimum: int, maximum: int, *, none: str = "") -> Kind:
-    """A number of bytes; with ``none``, 0 is allowed too and means that."""
-    allowed = f"{format_size(minimum)} to {format_size(maximum)}"
-    if none:
-        allowed += f", or 0: {none}"
-
-    def parse(text: str) -> int:
-        try:
-            value = parse_size(text)
-        except UsageError as error:
-            raise ValueError(f"a size such as 1000 (in MB), 512M or 20G, {allowed}") from error
-        if not (minimum <= value <= maximum or (none and value == 0)):
-            raise ValueError(f"{allowed} (a number without a unit counts MB)")
-        return value
-
-    return Kind(parse, format_size, allowed)
-
-
-def _count(minimum: int, maximum: int) -> Kind:
-    allowed = f"{minimum} to {maximum}"
-
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not minimum <= int(text) <= maximum:
-            raise ValueError(f"a whole number, {allowed}")
-        return int(text)
-
-    return Kind(parse, str, allowed)
-
-
-def _seconds(minimum: float, maximum: float) -> Kind:
-    allowed = f"{minimum:g} to {maximum:g} seconds"
-
-    def parse(text: str) -> float:
-        if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text, re.ASCII):
-            raise ValueError(allowed)
-        if not minimum <= float(text) <= maximum:
-            raise ValueError(allowed)
-        return float(text)
-
-    return Kind(parse, lambda value: f"{value:g}", allowed)
-
-
-def _choice(*options: str) -> Kind:
-    allowed = ", ".join(options[:-1]) + f" or {options[-1]}"
-
-    def parse(text: str) -> str:
-        if text not in options:
-            raise ValueError(allowed)
-        return text
-
-    return Kind(parse, str, allowed)
-
-
-def _switch() -> Kind:
-    words = {"on": True, "off": False}
-
-    def parse(text: str) -> bool:
-        if text not in words:
-            raise ValueError("on or off")
-        return words[text]
-
-    return Kind(parse, lambda value: "on" if value else "off", "on or off")
-
-
-def _name() -> Kind:
-    allowed = "up to 32 letters, digits, dots and dashes"
-
-    def parse(text: str) -> str:
-        if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9.-]{0,31}", text):
-            raise ValueError(allowed)
-        return text
-
-    return Kind(parse, str, allowed)
 
 
 def _setting(key: str, kind: Kind, doc: str) -> Mapping[str, Any]:
@@ -180,12 +53,12 @@ class Config:
     """The settings of one data directory. The two without a default are the person's decisions."""
 
     remote: str = field(
-        metadata=_setting("remote", _text(), "Where the collection is kept."),
+        metadata=_setting("remote", a_text(), "Where the collection is kept."),
     )
     limit_bytes: int = field(
         metadata=_setting(
             "max_size",
-            _size(64_000_000, 10**15),
+            a_size(64_000_000, 10**15),
             "At most this much local data: blocks and small files' contents.",
         ),
     )
@@ -193,7 +66,7 @@ class Config:
         default=512_000_000,
         metadata=_setting(
             "min_free",
-            _size(1_000_000, 10**15, none="no floor"),
+            a_size(1_000_000, 10**15, none="no floor"),
             "Room that is always left free on the local disk.",
         ),
     )
@@ -201,7 +74,7 @@ class Config:
         default=0,
         metadata=_setting(
             "upload_limit",
-            _size(10_000, 10**11, none="no limit"),
+            a_size(10_000, 10**11, none="no limit"),
             "Upload at most this much per second.",
         ),
     )
@@ -209,19 +82,19 @@ class Config:
         default=0,
         metadata=_setting(
             "download_limit",
-            _size(10_000, 10**11, none="no limit"),
+            a_size(10_000, 10**11, none="no limit"),
             "Download at most this much per second.",
         ),
     )
     connections: int = field(
         default=8,
-        metadata=_setting("connections", _count(1, 64), "Connections to the server at once."),
+        metadata=_setting("connections", a_count(1, 64), "Connections to the server at once."),
     )
     upload_workers: int = field(
         default=24,
         metadata=_setting(
             "upload_workers",
-            _count(1, 64),
+            a_count(1, 64),
             "Blocks uploaded at once; several of them share a connection.",
         ),
     )
@@ -229,7 +102,7 @@ class Config:
         default="auto",
         metadata=_setting(
             "transport",
-            _choice("auto", "ssh", "paramiko"),
+            a_choice("auto", "ssh", "paramiko"),
             "What speaks SSH: the ssh program or paramiko; auto takes ssh where it is installed.",
         ),
     )
@@ -237,7 +110,7 @@ class Config:
         default=30.0,
         metadata=_setting(
             "timeout",
-            _seconds(1, 3600),
+            a_seconds(1, 3600),
             "A transfer without progress for so long has failed.",
         ),
     )
@@ -246,7 +119,7 @@ class Config:
         metadata=_setting(
             "epoch",
             # More would break the promise that what was written is power-safe after 5 seconds.
-            _seconds(0.1, 4),
+            a_seconds(0.1, 4),
             "Changes to one thing within this time are one step of history.",
         ),
     )
@@ -254,7 +127,7 @@ class Config:
         default="auto",
         metadata=_setting(
             "fuse",
-            _choice("auto", "2", "3"),
+            a_choice("auto", "2", "3"),
             "Which libfuse to use; auto takes 3 where it is installed.",
         ),
     )
@@ -262,7 +135,7 @@ class Config:
         default=True,
         metadata=_setting(
             "writeback",
-            _switch(),
+            a_switch(),
             "The kernel gathers small writes (libfuse 3 only); off is slower and exact.",
         ),
     )
@@ -270,7 +143,7 @@ class Config:
         default="syncer",
         metadata=_setting(
             "subtype",
-            _name(),
+            a_name(),
             "What the list of mounts calls it, as fuse.subtype. sshfs makes desktops treat it as"
             " remote, and not read every file for a thumbnail.",
         ),
@@ -279,7 +152,7 @@ class Config:
         default=False,
         metadata=_setting(
             "show_snapshots",
-            _switch(),
+            a_switch(),
             "Listings of the mount's top folder have .snapshots; it can be entered anyway.",
         ),
     )
@@ -287,7 +160,7 @@ class Config:
         default=64_000_000,
         metadata=_setting(
             "read_ahead",
-            _size(1_000_000, 10**10, none="none"),
+            a_size(1_000_000, 10**10, none="none"),
             "Fetch at most this far ahead of a sequential reader.",
         ),
     )
@@ -295,7 +168,7 @@ class Config:
         default=4096,
         metadata=_setting(
             "inline_limit",
-            _size(1, 65536, none="none"),
+            a_size(1, 65536, none="none"),
             "Files up to this size live in the metadata and are always local.",
         ),
     )
@@ -303,8 +176,74 @@ class Config:
         default=64_000_000,
         metadata=_setting(
             "inline_total",
-            _size(1_000_000, 10**12, none="none"),
+            a_size(1_000_000, 10**12, none="none"),
             "At most this much of such files in total; it counts into max_size.",
+        ),
+    )
+
+    keep_within_seconds: int = field(
+        default=0,
+        metadata=_setting(
+            "keep_within",
+            a_duration(1, 3_153_600_000, none="only what the others keep"),
+            "Prune by itself: keep all moments within this time before the newest one.",
+        ),
+    )
+    keep_hourly: int = field(
+        default=0,
+        metadata=_setting(
+            "keep_hourly",
+            a_count(0, 2000),
+            "Likewise: the last moment of each of so many hours with changes. If all six are 0,"
+            " everything is kept.",
+        ),
+    )
+    keep_daily: int = field(
+        default=0,
+        metadata=_setting(
+            "keep_daily",
+            a_count(0, 2000),
+            "Likewise, of so many days.",
+        ),
+    )
+    keep_weekly: int = field(
+        default=0,
+        metadata=_setting(
+            "keep_weekly",
+            a_count(0, 2000),
+            "Likewise, of so many weeks.",
+        ),
+    )
+    keep_monthly: int = field(
+        default=0,
+        metadata=_setting(
+            "keep_monthly",
+            a_count(0, 2000),
+            "Likewise, of so many months.",
+        ),
+    )
+    keep_yearly: int = field(
+        default=0,
+        metadata=_setting(
+            "keep_yearly",
+            a_count(0, 2000),
+            "Likewise, of so many years.",
+        ),
+    )
+    prune_seconds: int = field(
+        default=86400,
+        metadata=_setting(
+            "prune_every",
+            a_duration(1, 31_536_000),
+            "How often the mount prunes by itself, where the settings above say what to keep.",
+        ),
+    )
+    grace_seconds: int = field(
+        default=604800,
+        metadata=_setting(
+            "grace",
+            a_duration(1, 31_536_000, none="none"),
+            "What nothing names any more stays in trash/ on the server for this time.",
         ),
     )
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncer.config import SETTINGS, Config, format_size, parse_size
+from syncer.config import SETTINGS, Config
 from syncer.errors import AccessError, MissingError, UsageError
+from syncer.values import format_size, parse_size
 
 SMALL = Config(remote="someserver:~/blobs/", limit_bytes=1_000_000_000)
 
@@ -97,6 +98,14 @@ def test_every_setting_survives_the_file(tmp_path: Path) -> None:
         "read_ahead": "128Mi",
         "inline_limit": "0",
         "inline_total": "1G",
+        "keep_within": "12h",
+        "keep_hourly": "24",
+        "keep_daily": "30",
+        "keep_weekly": "12",
+        "keep_monthly": "24",
+        "keep_yearly": "10",
+        "prune_every": "90min",
+        "grace": "0",
     }.items():
         changed = changed.with_value(key, text)
     untouched = {

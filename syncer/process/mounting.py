@@ -11,12 +11,13 @@ import re
 from pathlib import Path
 
 from syncer import binding
-from syncer.config import DEFAULT_LIMIT_BYTES, Config, parse_size, setting_for
+from syncer.config import DEFAULT_LIMIT_BYTES, Config, setting_for
 from syncer.errors import ForeignError, MountError, UsageError
 from syncer.process import mounts
 from syncer.process.daemon import MountPlan
 from syncer.process.folder import DataFolder
 from syncer.remote import Location, parse
+from syncer.values import parse_size
 
 _OPTIONS = ("allow_other", "dev", "noatime", "ro", "suid")
 _ONLY_ROOTS = ("dev", "suid")
