@@ -25,6 +25,7 @@ from syncer.errors import (
     SyncerError,
     TemporaryError,
 )
+from syncer.metadata.history import PrunedError
 from syncer.metadata.tree import Node
 from syncer.vfs.caller import Caller
 from syncer.vfs.calls import NAME_MAX_BYTES, Caching, Target, Vfs
@@ -76,6 +77,8 @@ class Operations:
         if isinstance(error, (OfflineError, TemporaryError)):
             log.debug("%s: %s", operation, error)
             return errno.EIO
+        if isinstance(error, PrunedError):
+            return errno.ESTALE
         if isinstance(error, (CorruptError, MissingError, SyncerError)):
             log.error("%s: %s", operation, error)
             return errno.EIO

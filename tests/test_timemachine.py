@@ -64,7 +64,10 @@ def test_a_snapshot_is_listed_and_its_name_is_taken_once(mount: Mount) -> None:
     mount.run("snapshot", mount.path, "first one")
     mount.run("snapshot", mount.data, "second")
     lines = mount.run("snapshots", mount.path).splitlines()
-    assert [line.split(None, 2)[2] for line in lines] == ["first one", "second"]
+    assert [line.split(None, 5)[1:] for line in lines] == [
+        ["1", "files", "0", "B", "first one"],
+        ["1", "files", "0", "B", "second"],
+    ]
     assert os.listxattr(mount.path) == []
     for name, status in (("second", 16), ("yesterday", 2), ("a/b", 2), (".hidden", 2), ("7", 2)):
         with pytest.raises(CommandError) as error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from syncer import codec
 from syncer.codec import Buffer
-from syncer.errors import OfflineError, SyncerError
+from syncer.errors import MissingError, OfflineError, SyncerError
 from syncer.rates import RateLimit
 from syncer.remote.base import Remote
 from syncer.remote.retry import State
@@ -26,6 +26,11 @@ def block_key(block_id: bytes) -> str:
     """Where a block's object lies on the remote."""
     name = block_id.hex()
     return f"blocks/{name[:2]}/{name}"
+
+
+def trash_key(block_id: bytes) -> str:
+    """Where it lies once nothing names the block, until it is deleted: see `maintain/sweep`."""
+    return f"trash/{block_id.hex()}"
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ class Fetcher:
 
         Raises CorruptError if the remote's copy is damaged, and what `Remote.get` raises.
         """
-        stored = self._remote.get(block_key(block_id), urgent=urgent)
+        stored = self._get(block_id, urgent)
         time.sleep(self.limit.take(len(stored)))
         content = codec.decode_block(stored, block_id, self._seed)
         self._count(len(content), urgent)
@@ -123,7 +128,7 @@ class Fetcher:
         The header proves itself against the id, and each piece against the header.
         """
         asked_bytes = codec.MAX_HEADER_BYTES + pieces * codec.PIECE_BYTES
-        stored = memoryview(self._remote.get(block_key(block_id), 0, asked_bytes, urgent=urgent))
+        stored = memoryview(self._get(block_id, urgent, asked_bytes))
         time.sleep(self.limit.take(len(stored)))
         header = codec.decode_header(stored, block_id, self._seed)
         found = []
@@ -141,6 +146,18 @@ class Fetcher:
             self._fetched = Fetched(
                 was.blocks + 1, was.content_bytes + content_bytes, was.urgent_blocks + urgent
             )
+
+    def _get(self, block_id: bytes, urgent: bool, length: int | None = None) -> bytes:
+        """A block's object, or its first bytes."""
+        try:
+            return self._remote.get(block_key(block_id), 0, length, urgent=urgent)
+        except MissingError as error:
+            # The past that this machine knows may be pruned elsewhere; and what is named anew may
+            # still wait there to be moved back.
+            try:
+                return self._remote.get(trash_key(block_id), 0, length, urgent=urgent)
+            except MissingError:
+                raise error from None
 
 
 def _outcome(flight: Future[Buffer]) -> Buffer:

@@ -34,55 +34,18 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from syncer.blocks.budget import disk_bytes
 from syncer.blocks.cache import Cache
+from syncer.blocks.entries import FileSync, Hold, Usage
+from syncer.blocks.garbage import Garbage
 from syncer.blocks.pinned import PinnedBlocks
+from syncer.errors import MissingError
 from syncer.metadata.db import Database
 from syncer.metadata.undo import Undo
 
 #: What eviction picks from: the index block_clean.
 _EVICTABLE = "SELECT id, size FROM block WHERE dirty IS NULL AND pinned = 0"
-
-
-@dataclass
-class Hold:
-    """Why a block may not be removed though it may have no row. Guarded by `Ledger._lock`."""
-
-    size_bytes: int
-    count: int = 0
-    #: The file is there, whole.
-    stored: bool = False
-    #: The budget counts the file, be it for its row or for this hold.
-    charged: bool = False
-    synced: bool = False
-
-
-@dataclass(frozen=True)
-class FileSync:
-    """What has to be synced for a file to be power-safe as it was at one moment."""
-
-    node_id: int
-    turn: int
-    """Of `Undo`: the one that ended for this file at that moment."""
-    rows: dict[bytes, int | None]
-    """Blocks with their places in the queue."""
-    held: dict[bytes, Hold]
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What the local blocks amount to."""
-
-    local_bytes: int
-    """On the disk, in whole pages."""
-    local_blocks: int
-    dirty_bytes: int
-    """Content that the remote lacks."""
-    dirty_blocks: int
-    inline_bytes: int
-    """Contents that lie in the metadata; they count against the limit, too."""
 
 
 class Ledger:
@@ -92,6 +55,7 @@ class Ledger:
         self.cache = cache
         self.undo = Undo(db)
         self.pinned = PinnedBlocks(db, cache.budget)
+        self.garbage = Garbage(db)
         self._db = db
         self._lock = threading.Lock()
         self._removed = threading.Condition(self._lock)
@@ -175,21 +139,35 @@ class Ledger:
     def name(self, block_ids: Iterable[bytes]) -> None:
         """Content names these blocks once more. Inside the caller's transaction.
 
-        A held block that the remote lacks becomes dirty. One that is neither held nor local is
-        on the remote, and needs nothing; no more does HOLE.
+        A held block that the remote lacks becomes dirty, and so does one that was garbage. One that
+        is neither held nor local is on the remote, and needs nothing; no more does HOLE.
+
+        Raises MissingError if the remote is about to lose a block that is not here either.
         """
         for block_id in block_ids:
-            row = self._db.query_one("SELECT dirty FROM block WHERE id = ?", (block_id,))
+            was_garbage = self.garbage.name(block_id)
+            row = self._db.query_one("SELECT size, dirty FROM block WHERE id = ?", (block_id,))
             if row is not None:
-                if row[0] is not None:
+                if row[1] is not None:
                     self._db.execute("UPDATE block SET refs = refs + 1 WHERE id = ?", (block_id,))
+                elif was_garbage:
+                    self._make_dirty(block_id, row[0])
                 continue
             with self._lock:
                 hold = self._holds.get(block_id)
                 if hold is None or not hold.stored:
+                    if was_garbage:
+                        raise MissingError(f"block {block_id.hex()} was pruned")
                     continue
                 size_bytes, synced = hold.size_bytes, hold.synced
             self._add_dirty(block_id, size_bytes, synced=synced)
+
+    def _make_dirty(self, block_id: bytes, size_bytes: int) -> None:
+        self._db.execute(
+            "UPDATE block SET dirty = ?, refs = 1 WHERE id = ?", (self._next_dirty, block_id)
+        )
+        self._next_dirty += 1
+        self._account(0, 0, 1, size_bytes)
 
     def _add_dirty(self, block_id: bytes, size_bytes: int, *, synced: bool) -> None:
         self._db.execute(

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
 import cachetools
@@ -18,11 +18,13 @@ import cachetools
 from syncer import codec
 from syncer.blocks.budget import disk_bytes
 from syncer.blocks.cache import Cache
+from syncer.blocks.entries import Hold
 from syncer.blocks.fetch import Fetcher
 from syncer.blocks.heads import Heads
-from syncer.blocks.ledger import Hold, Ledger
+from syncer.blocks.ledger import Ledger
 from syncer.codec import BLOCK_BYTES, HOLE, Buffer
 from syncer.errors import CorruptError, LocalFullError, MissingError, PermanentError
+from syncer.metadata import naming
 from syncer.metadata.db import Database
 
 log = logging.getLogger(__name__)
@@ -365,6 +367,57 @@ class Blocks(Ledger):
             self.evict(max(size_bytes, min(_EVICT_BYTES, budget.limit_bytes // 16)))
             if not budget.try_reserve(size_bytes):
                 raise LocalFullError("no room for fetched blocks")
+
+    # What nothing names -----------------------------------------------------------------------
+
+    def condemn(
+        self, block_ids: Iterable[bytes], uploading: Collection[bytes], now_ns: int
+    ) -> list[bytes]:
+        """Note as garbage those of these blocks that nothing names; their local copies go.
+
+        While `Garbage.watch` is on, for blocks that were not named when it began. Blocks that are
+        held are left alone: who holds one is about to name it.
+        """
+        with self._db.transaction():
+            unnamed = [
+                block_id
+                for block_id in block_ids
+                if block_id not in uploading
+                and not self.garbage.is_named_since(block_id)
+                and not self.is_dirty(block_id)
+            ]
+            with self._lock:
+                unnamed = [block_id for block_id in unnamed if block_id not in self._holds]
+            self.garbage.add(unnamed, now_ns)
+            self._doom_unnamed(unnamed)
+            return unnamed
+
+    def _doom_unnamed(self, block_ids: Iterable[bytes]) -> None:
+        # A mark of what was pinned when something named it goes only with the pins' next pass.
+        self._db.execute_many(
+            "UPDATE block SET pinned = 0 WHERE id = ?", [(block_id,) for block_id in block_ids]
+        )
+        self._doom_these(block_ids)
+
+    def forget_unnamed(self) -> None:
+        """Let go of the clean blocks that nothing names: the remote may not have them any more.
+
+        In the transaction in which this machine begins to write.
+        """
+        self._doom_unnamed(self._unnamed())
+
+    def _unnamed(self) -> list[bytes]:
+        """The clean blocks that nothing names, by a look at all of the metadata."""
+        found: list[bytes] = []
+        with self._db.snapshot() as reader:
+            for first_bytes in naming.passes(reader):
+                low, high = bytes([first_bytes[0]]), bytes([first_bytes[-1]]) + b"\xff" * 16
+                named = naming.named(reader, first_bytes)
+                rows = reader.query(
+                    "SELECT id FROM block WHERE id BETWEEN ? AND ? AND dirty IS NULL", (low, high)
+                )
+                found += [row[0] for row in rows if row[0] not in named]
+        return found
 
     # After a power cut ---------------------------------------------------------------------------
 

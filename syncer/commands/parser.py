@@ -287,18 +287,21 @@ def _add_past(add: _Add) -> None:
     snapshot = add(
         "past",
         "snapshot",
-        "TARGET NAME",
+        "TARGET NAME [--remove]",
         "name the state of now",
         "syncer snapshot mnt before-sorting",
-        "Takes no time and no room at any size. Clones have it too.",
+        "Takes no time and no room at any size. Clones have it too. A named state is never pruned;"
+        " --remove takes the name away, and the next prune what only it kept.",
     )
     snapshots = add(
         "past",
         "snapshots",
-        "TARGET",
+        "TARGET [--json]",
         "list the named snapshots",
         "syncer snapshots mnt",
-        "Oldest first: when it was taken, its epoch, its name.",
+        "Oldest first: when it was taken, how many files it shows, how much only it keeps, its"
+        " name. What another moment shows as well is not kept by the snapshot alone, so this is 0"
+        " until the moments around it are pruned.",
     )
     versions = add(
         "past",
@@ -328,6 +331,8 @@ def _add_past(add: _Add) -> None:
     for command in (snapshot, snapshots, deleted, diff):
         command.add_argument("target", metavar="TARGET", help=_TARGET)
     snapshot.add_argument("name", metavar="NAME", help="a name that is not taken yet")
+    snapshot.add_argument("--remove", action="store_true", help="take this name away")
+    snapshots.add_argument("--json", action="store_true", help="for programs: a list of objects")
     versions.add_argument("file", metavar="FILE", help="a file in a mount, there now or not")
     deleted.add_argument("path", nargs="?", metavar="PATH", help="a folder, from TARGET's path on")
     diff.add_argument("when", metavar="WHEN", help=_WHEN)
@@ -343,6 +348,42 @@ def _add_past(add: _Add) -> None:
     restore.add_argument("path", metavar="PATH", help="a path in a mount, there now or not")
     restore.add_argument("--at", required=True, metavar="WHEN", help=_WHEN)
     restore.add_argument("--to", metavar="DEST", help="put it there instead; a path that is free")
+    _add_prune(add)
+
+
+def _add_prune(add: _Add) -> None:
+    prune = add(
+        "past",
+        "prune",
+        "TARGET --keep-... [--dry-run] [--json]",
+        "thin out the history",
+        "syncer prune mnt --keep-within 7d --keep-daily 30 --keep-monthly 24",
+        "Says first what goes and how much that frees. Stays what any of the options keeps, the"
+        " newest moment and named snapshots. What nothing shows any more leaves the server after"
+        " the setting grace. The settings keep_within and its like do the same by themselves.",
+    )
+    prune.add_argument("target", metavar="TARGET", help=_TARGET)
+    prune.add_argument(
+        "--keep-within",
+        metavar="TIME",
+        help="all moments so long before the newest: 12h, 7d, 1y",
+    )
+    for name, period in (
+        ("hourly", "hours"),
+        ("daily", "days"),
+        ("weekly", "weeks"),
+        ("monthly", "months"),
+        ("yearly", "years"),
+    ):
+        prune.add_argument(
+            f"--keep-{name}",
+            type=_number,
+            default=0,
+            metavar="N",
+            help=f"the last moment of each of the last N {period} in which something changed",
+        )
+    prune.add_argument("--dry-run", action="store_true", help="only say what would go")
+    prune.add_argument("--json", action="store_true", help="for programs: an object")
 
 
 def _add_settings(add: _Add) -> None:
@@ -403,6 +444,12 @@ def _add_maintaining(add: _Add) -> None:
         help="read and verify all contents: the local ones, and with --remote the server's",
     )
     fsck.add_argument("--json", action="store_true", help="for programs")
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or not 0 <= int(text) <= 2000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number up to 2000")
+    return int(text)
 
 
 def _seconds(text: str) -> float:

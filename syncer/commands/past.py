@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -15,10 +16,16 @@ from syncer.commands.target import ask, no_progress, resolve
 from syncer.errors import AccessError, ExistsError, UsageError
 from syncer.process import mounts
 from syncer.process.folder import DataFolder
+from syncer.values import parse_duration
 
 
 def snapshot(arguments: argparse.Namespace) -> int:
     """``syncer snapshot``"""
+    if arguments.remove:
+        folder = resolve(arguments.target).folder
+        ask(folder, "unsnapshot", no_progress, name=arguments.name)
+        print(f"{arguments.name}: removed; what only it kept goes with the next prune")
+        return 0
     done = ask(resolve(arguments.target).folder, "snapshot", no_progress, name=arguments.name)
     print(f"{done['name']}: epoch {done['epoch']}")
     return 0
@@ -26,8 +33,36 @@ def snapshot(arguments: argparse.Namespace) -> int:
 
 def snapshots(arguments: argparse.Namespace) -> int:
     """``syncer snapshots``"""
-    for found in ask(resolve(arguments.target).folder, "snapshots", no_progress)["snapshots"]:
+    listed = ask(resolve(arguments.target).folder, "snapshots", no_progress)["snapshots"]
+    if arguments.json:
+        print(json.dumps(listed, indent=2))
+        return 0
+    for found in listed:
         print(report.snapshot_line(found))
+    return 0
+
+
+def prune(arguments: argparse.Namespace) -> int:
+    """``syncer prune``"""
+    policy = {
+        "within_seconds": parse_duration(arguments.keep_within or "0"),
+        "hourly": arguments.keep_hourly,
+        "daily": arguments.keep_daily,
+        "weekly": arguments.keep_weekly,
+        "monthly": arguments.keep_monthly,
+        "yearly": arguments.keep_yearly,
+    }
+
+    def show(state: dict[str, Any]) -> None:
+        if "plan" in state and not arguments.json:
+            print(report.prune_plan(state["plan"], is_dry=arguments.dry_run), flush=True)
+
+    folder = resolve(arguments.target).folder
+    done = ask(folder, "prune", show, policy=policy, dry_run=arguments.dry_run)
+    if arguments.json:
+        print(json.dumps(done, indent=2))
+    elif not arguments.dry_run:
+        print(report.pruned(done))
     return 0
 
 

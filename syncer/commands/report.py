@@ -212,7 +212,26 @@ def ls_line(item: dict[str, Any]) -> str:
 def snapshot_line(snapshot: dict[str, Any]) -> str:
     """One of ``syncer snapshots``."""
     taken = when.written(snapshot["time_ns"])
-    return f"{taken}  {snapshot['epoch']:>8}  {snapshot['name']}"
+    own = size(snapshot["own_bytes"])
+    return f"{taken}  {snapshot['files']:>9,} files  {own:>8}  {snapshot['name']}"
+
+
+def prune_plan(plan: dict[str, Any], *, is_dry: bool) -> str:
+    """What ``syncer prune`` says before it does it."""
+    goes = f"{plan['pruned_moments']:,} of {_count(plan['moments'], 'moment')}"
+    room = f"{size(plan['freed_bytes'])} in {_count(plan['freed_blocks'], 'block')}"
+    return f"{'would remove' if is_dry else 'removing'} {goes}, which frees {room}"
+
+
+def pruned(done: dict[str, Any]) -> str:
+    """What ``syncer prune`` has done."""
+    trashed = f"{size(done['trashed_bytes'])} to the trash"
+    if done["grace_seconds"] and done["trashed_blocks"]:
+        trashed += f" for {duration(done['grace_seconds'])}"
+    return (
+        f"removed {_count(done['rows'], 'row')} of history; on the server: {trashed},"
+        f" {size(done['deleted_bytes'])} deleted"
+    )
 
 
 def version_line(version: dict[str, Any]) -> str:

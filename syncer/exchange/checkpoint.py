@@ -4,7 +4,8 @@ A checkpoint is a manifest that names chunks; a chunk holds all rows, now and pa
 of one range of numbers (or the epochs of one range), or a part of them if they are many. Table
 `chunk` knows the chunks of each range; publishing forgets those of the ranges that it touches, so
 a checkpoint costs what changed since the last one. Rows of closed epochs do not change, so a
-chunk that was made at an earlier epoch is as good as new as long as its range was not touched.
+chunk that was made at an earlier epoch is as good as new as long as its range was not touched; and
+pruning (`metadata/pruning`), which removes some, forgets the chunks that had them.
 
 Work is done in steps, so that publishing goes on in between. The order of one checkpoint, and
 what a crash after each step leaves:
@@ -39,6 +40,7 @@ from syncer.exchange.wire import (
     parse_epoch,
     parse_span,
     range_of_epoch,
+    range_of_node,
 )
 from syncer.exchange.writers import RepositoryInfo
 from syncer.metadata.db import Database
@@ -84,6 +86,20 @@ def forget_touched(db: Database, first: int, last: int) -> None:
     )
     numbers = range(range_of_epoch(last), range_of_epoch(first) + 1)
     db.execute_many("INSERT OR REPLACE INTO chunk VALUES(?, NULL)", [(n,) for n in numbers])
+
+
+def forget_nodes(db: Database, first: int, last: int) -> None:
+    """Forget the chunks of all nodes from `first` to `last`: rows of the past are removed."""
+    _forget(db, range_of_node(first), range_of_node(last))
+
+
+def forget_epochs(db: Database, first: int, last: int) -> None:
+    """As `forget_nodes`, of the rows of epochs."""
+    _forget(db, range_of_epoch(last), range_of_epoch(first))
+
+
+def _forget(db: Database, first: int, last: int) -> None:
+    db.execute("UPDATE chunk SET object = NULL WHERE range BETWEEN ? AND ?", (first, last))
 
 
 class Checkpoints:

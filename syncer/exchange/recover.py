@@ -44,6 +44,7 @@ from syncer.exchange.writers import (
     set_up_database,
 )
 from syncer.metadata.db import Database
+from syncer.metadata.pruning import prune
 from syncer.remote.base import Remote
 
 #: Called after others' changes were applied, under no lock; None: everything may have changed.
@@ -310,6 +311,7 @@ def _build_once(
                     _load(db, remote, info, checkpoint)
                 Follower(db, remote, info, writers).follow()
                 check_tree(db)
+                prune(db)
                 published: int = db.get_meta("published")
                 if published < newest:
                     raise BehindError("the log ends before a checkpoint that can't be read")
@@ -403,7 +405,7 @@ def _copy_from_fresh(db: Database) -> None:
     )
     db.execute(
         "INSERT OR REPLACE INTO main.meta SELECT key, value FROM fresh.meta"
-        " WHERE key IN ('published', 'parent_segment', 'generation', 'writer')"
+        " WHERE key IN ('published', 'parent_segment', 'generation', 'writer', 'pruned')"
     )
 
 

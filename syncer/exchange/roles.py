@@ -38,6 +38,7 @@ from syncer.exchange.writers import (
 )
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
+from syncer.metadata.pruning import prune
 from syncer.metadata.tree import node_base
 from syncer.remote.base import Remote
 
@@ -88,12 +89,14 @@ class Exchange:
         name: str,
         on_applied: AppliedHook = lambda touched: None,
         journaled: Callable[[], int] = lambda: MAX_EPOCH,
+        before_writing: Callable[[], None] = lambda: None,
     ) -> None:
         """`name` is what others call this machine, such as its host name.
 
         `on_applied` is called after others' changes were applied, with the keys that were
         touched, or None: everything may have changed. It must not call back. `journaled` tells
-        the newest epoch that may be published.
+        the newest epoch that may be published. `before_writing` is called in the transaction that
+        makes this machine the writer.
         """
         info = RepositoryInfo(db.get_meta("uuid"), db.get_meta("seed"))
         self._db = db
@@ -102,6 +105,7 @@ class Exchange:
         self._name = name
         self._info = info
         self._on_applied = on_applied
+        self._before_writing = before_writing
         #: Held by whoever publishes, follows or takes over; guards everything below.
         self._turn = threading.RLock()
         self._writers = Writers(remote, info)
@@ -251,7 +255,10 @@ class Exchange:
                 previous = last.generation if last else 0
                 parent: str = self._db.get_meta("parent_segment")
                 self._writers.settle(claim.generation, previous, published, parent)
+            # What the former writer pruned may be gone from the remote: nothing may name it here.
+            prune(self._db)
             with self._db.transaction():
+                self._before_writing()
                 self._db.execute("DELETE FROM chunk")
                 self._db.set_meta("checkpoint", 0)
                 self._db.set_meta("next_node", self._next_node(machine))

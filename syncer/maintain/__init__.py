@@ -1,1 +1,1 @@
-"""Looking after a data directory and its repository: checking, repairing, rebuilding."""
+"""Looking after a data directory and its repository: checking, repairing, pruning."""

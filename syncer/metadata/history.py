@@ -6,6 +6,10 @@ Every question is a search in a primary key or an index; none reads a table as a
 a state of long ago costs what entering the present does.
 
 Epochs here are closed ones: what is asked about the open epoch may have another answer later.
+
+Some may be pruned (`pruning`): then they have no row in table `epoch`, and it goes before the rows
+of then do. So whoever asks about an epoch and does not find a row looks whether it is kept still,
+and raises PrunedError if not. A row that is found is right even then.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from syncer.codec import HOLE, split_ids
+from syncer.errors import MissingError
 from syncer.metadata.contents import INLINE_RUN, Contents, filled_blocks
 from syncer.metadata.db import Database, Row
 from syncer.metadata.tree import OWN_XATTRS, ROOT, Node
@@ -53,6 +58,10 @@ ORDER BY 1
 """
 
 
+class PrunedError(MissingError):
+    """What was asked about an epoch may have been pruned."""
+
+
 class Moment(NamedTuple):
     """One epoch: when it began, and so when the state that it replaced was over."""
 
@@ -80,7 +89,7 @@ class Life(NamedTuple):
 
 
 class Removed(NamedTuple):
-    """A name that is gone, with the last epoch in which it was there."""
+    """A name that is gone, with the last epoch in which it was there, kept or not."""
 
     name: bytes
     node: int
@@ -106,7 +115,10 @@ class History:
             f"SELECT {_COLUMNS} FROM node_past WHERE id = ? AND died > ? ORDER BY died LIMIT 1",
             (node_id, epoch),
         )
-        return self._past_node(row, epoch) if row and row[1] <= epoch else None
+        if row and row[1] <= epoch:
+            return self._past_node(row, epoch)
+        self.require(epoch)
+        return None
 
     def _past_node(self, row: Row, epoch: int) -> Node:
         """A node of a row without a count of blocks, which only the present has."""
@@ -115,6 +127,18 @@ class History:
             return node
         rows = self._db.query(_RUNS, (node.id, epoch, INLINE_RUN, _LAST_RUN))
         return node.changed(blocks=sum(filled_blocks(run, data) for run, data in rows))
+
+    def require(self, epoch: int) -> None:
+        """Raise PrunedError if an epoch is not kept.
+
+        After a look that did not find something; or in the transaction that rests on a look.
+        """
+        if epoch > 0 and not self.is_kept(epoch):
+            raise PrunedError(f"epoch {epoch} was pruned; it is not in the history any more")
+
+    def is_kept(self, epoch: int) -> bool:
+        """Whether the state of an epoch can be asked for: nothing of it was pruned."""
+        return self._db.query_one("SELECT 1 FROM epoch WHERE seq = ?", (epoch,)) is not None
 
     def lookup(self, parent: int, name: bytes, epoch: int) -> int | None:
         """The number of the node that directory `parent` called `name`, or None."""
@@ -126,7 +150,10 @@ class History:
             " ORDER BY died LIMIT 1",
             (parent, name, epoch),
         )
-        return int(row[0]) if row and row[1] <= epoch else None
+        if row and row[1] <= epoch:
+            return int(row[0])
+        self.require(epoch)
+        return None
 
     def find(self, path: bytes, epoch: int) -> Node | None:
         """The node at a path from the root, or None."""
@@ -141,6 +168,7 @@ class History:
     ) -> list[tuple[bytes, Node]]:
         """Up to `limit` entries of a directory in the order of their names, from after `after`."""
         rows = self._db.query(_ENTRIES, (parent, after, epoch, limit))
+        self.require(epoch)
         # They come in order, though SQL does not promise it after a join, and would sort anew.
         rows.sort(key=itemgetter(0))
         # Of a node without a row in the present, the past's counts; its third column is died.
@@ -164,16 +192,20 @@ class History:
     def run(self, node_id: int, run: int, epoch: int) -> bytes:
         """The packed ids of one run of a file's blocks, without trailing holes."""
         rows = self._db.query(_RUNS, (node_id, epoch, run, run))
+        if not rows:
+            self.require(epoch)
         return rows[0][1] if rows else b""
 
     def runs(self, node_id: int, epoch: int) -> list[tuple[int, bytes]]:
         """All runs of a file's blocks: (number, packed ids)."""
         rows = self._db.query(_RUNS, (node_id, epoch, INLINE_RUN + 1, _LAST_RUN))
+        self.require(epoch)
         return [(row[0], row[1]) for row in rows]
 
     def run_from(self, node_id: int, run: int, epoch: int) -> tuple[int, bytes] | None:
         """The first run that there was from number `run` on, and its ids; or None."""
         row = self._db.query_one(f"{_RUNS} LIMIT 1", (node_id, epoch, run, _LAST_RUN))
+        self.require(epoch)
         return (row[0], row[1]) if row else None
 
     def ids(self, node_id: int, epoch: int) -> list[bytes]:
@@ -184,11 +216,14 @@ class History:
     def inline(self, node_id: int, epoch: int) -> bytes | None:
         """The bytes of a tiny file that lay in its row, or None."""
         rows = self._db.query(_RUNS, (node_id, epoch, INLINE_RUN, INLINE_RUN))
+        if not rows:
+            self.require(epoch)
         return rows[0][1] if rows else None
 
     def xattrs(self, node_id: int, epoch: int) -> dict[bytes, bytes]:
         """A node's extended attributes, but for syncer's own."""
         rows = self._db.query(_XATTRS, (node_id, epoch))
+        self.require(epoch)
         return {row[0]: row[1] for row in rows if not row[0].startswith(OWN_XATTRS)}
 
     # Moments
@@ -199,14 +234,14 @@ class History:
         return int(row[0] or 0) if row else 0
 
     def time_ns(self, epoch: int) -> int:
-        """When an epoch began; of one in which nothing changed, the one before it."""
+        """When an epoch began; of one that is not kept, the one before it that is."""
         row = self._db.query_one(
             "SELECT time_ns FROM epoch WHERE seq <= ? ORDER BY seq DESC LIMIT 1", (epoch,)
         )
         return int(row[0]) if row else 0
 
     def epoch_at(self, time_ns: int) -> int:
-        """The newest epoch that had begun by then; 0 if none had.
+        """The newest epoch that is kept of those that had begun by then; 0 if there is none.
 
         Times only grow with the numbers, so this halves the span of numbers until one is left:
         an index of times would cost every epoch, for a question that only people ask.
@@ -218,10 +253,20 @@ class History:
                 low = middle
             else:
                 high = middle - 1
-        return low
+        return self.kept_by(low)
+
+    def kept_by(self, epoch: int) -> int:
+        """The newest epoch up to this one that is kept; 0 if there is none."""
+        row = self._db.query_one("SELECT max(seq) FROM epoch WHERE seq <= ?", (epoch,))
+        return int(row[0] or 0) if row else 0
+
+    def kept_from(self, epoch: int) -> int:
+        """The oldest epoch from this one on that is kept, or this one."""
+        row = self._db.query_one("SELECT min(seq) FROM epoch WHERE seq >= ?", (epoch,))
+        return int(row[0] or epoch) if row else epoch
 
     def moments(self, after: int, limit: int) -> list[Moment]:
-        """Up to `limit` epochs in which something changed, behind `after`, oldest first."""
+        """Up to `limit` epochs that are kept, behind `after`, oldest first."""
         rows = self._db.query(
             "SELECT seq, time_ns FROM epoch WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit)
         )
@@ -254,6 +299,8 @@ class History:
     ) -> list[tuple[int, Version, Version | None]]:
         """The versions of what a name led to, oldest first: (epoch, version, the one before it).
 
+        The epoch is the first that shows the version, of those that are kept.
+
         Those of each file that it led to while it did, since editors save by renaming a new file
         over it, and of the last one also those under its earlier names.
         """
@@ -265,8 +312,8 @@ class History:
             for version in self.versions(life.node):
                 is_within = version.born < life.died and version.died > life.born
                 if (is_within or is_last) and version.born < life.died and version.node.nlink:
-                    epoch = version.born if is_last else max(version.born, life.born)
-                    found.append((epoch, version, before))
+                    since = version.born if is_last else max(version.born, life.born)
+                    found.append((self.kept_from(since), version, before))
                 before = version
         return found
 
@@ -289,6 +336,9 @@ class PastContents(Contents):
     def __init__(self, history: History, epoch: int) -> None:
         self._history = history
         self._epoch = epoch
+
+    def check(self) -> None:
+        self._history.require(self._epoch)
 
     def run(self, node_id: int, run: int) -> bytes:
         return self._history.run(node_id, run, self._epoch)

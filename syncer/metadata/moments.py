@@ -55,6 +55,8 @@ class Moments:
         self._tree = tree
         self._history = history
         self._clock_ns = clock_ns
+        #: Names that the kernel may still know as folders of what they were.
+        self._removed: set[str] = set()
 
     def latest(self) -> int:
         """The newest epoch that is closed, and so will not change."""
@@ -66,6 +68,11 @@ class Moments:
         with self._db.transaction():
             if self._tree.xattr(ROOT, key) is not None:
                 raise ExistsError(f"there is a snapshot {name!r} already")
+            if name in self._removed:
+                raise ExistsError(
+                    f"the snapshot {name!r} was removed during this mount, where programs may still"
+                    " see it; take another name"
+                )
             snapshot = Snapshot(name, self.latest(), self._clock_ns())
             self._tree.set_xattr(ROOT, key, _VALUE.pack(snapshot.epoch, snapshot.time_ns))
             return snapshot
@@ -84,6 +91,19 @@ class Moments:
         except UsageError:
             return encoded
         raise UsageError(f"{name!r} can't be a snapshot's name: it is a moment by itself")
+
+    def remove(self, name: str) -> Snapshot:
+        """Take a snapshot's name away; what it showed stays until it is pruned.
+
+        Raises MissingError.
+        """
+        with self._db.transaction():
+            found = self.snapshot(name)
+            if found is None:
+                raise MissingError(f"there is no snapshot {name!r}")
+            self._tree.set_xattr(ROOT, _PREFIX + name.encode(errors="surrogateescape"), None)
+            self._removed.add(name)
+            return found
 
     def named(self) -> list[Snapshot]:
         """All snapshots, oldest first."""
@@ -115,10 +135,15 @@ class Moments:
         epoch = latest
         if moment.epoch is not None:
             epoch = moment.epoch
+            if 0 < epoch <= latest and not self._history.is_kept(epoch):
+                raise MissingError(f"epoch {epoch} was pruned; name a time, or another epoch")
         elif moment.time_ns is not None:
             epoch = min(self._history.epoch_at(moment.time_ns), latest)
         if not 0 < epoch <= latest:
-            raise MissingError(f"there is no history of {text!r}; its epochs are 1 to {latest}")
+            first = self._history.kept_from(1)
+            raise MissingError(
+                f"there is no history of {text!r}; its epochs are {first} to {latest}"
+            )
         return epoch
 
     def is_fixed(self, text: str) -> bool:

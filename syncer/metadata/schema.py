@@ -6,9 +6,9 @@ brings a database of the version before to it.
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
-# What both a new database and one of version 1 get.
+# What both a new database and an older one get.
 _PINS = """
 CREATE TABLE pin(              -- what a person wants local always: with all below it, and without
                                -- history, since it concerns this machine alone
@@ -40,6 +40,14 @@ COUNTED_BLOCKS = """
  END), 0) FROM content WHERE content.node = node.id)
 """
 
+_GARBAGE = """
+CREATE TABLE garbage(          -- blocks that nothing names, and that the remote is losing; to name
+                               -- one takes its row away and makes it dirty: see blocks/garbage
+  id BLOB PRIMARY KEY,
+  since_ns INTEGER NOT NULL    -- when that was found; its object goes for good after the grace
+) WITHOUT ROWID;
+"""
+
 #: For each version but the newest: the statements that make the next one of it.
 UPGRADES: dict[int, str] = {
     1: """
@@ -51,6 +59,7 @@ DROP INDEX block_clean;
     + _PINS,
     2: "ALTER TABLE node ADD COLUMN blocks INTEGER NOT NULL DEFAULT 0;"
     f" UPDATE node SET blocks = {COUNTED_BLOCKS};",
+    3: _GARBAGE,
 }
 
 SCHEMA = (
@@ -217,6 +226,7 @@ CREATE TABLE chunk(            -- checkpoint chunks: nodes of one range of 4096 
 );
 """
     + _PINS
+    + _GARBAGE
 )
 
 #: The values that `meta` may hold.
@@ -235,6 +245,9 @@ META_KEYS = frozenset(
         "boot",  # the machine's boot id while a process has this open; "" after a clean end
         "checkpoint",  # the newest epoch that is in a checkpoint on the remote
         "pins_stale",  # 1: what pins reach may have changed, or is not all local
+        "pruned",  # the decision about kept moments with which the tables are in line
+        "policy_ns",  # when the standing policy was last looked after, since 1970
+        "sweep_ns",  # when the remote is to be searched for garbage next; 0: not before a prune
         "parent_segment",  # key of the newest segment, which the next one names as its parent
     }
 )

@@ -11,7 +11,7 @@ from syncer.process.engine import Engine
 from syncer.process.folder import DataFolder
 
 #: The commands that need the engine's threads.
-_MOVES_DATA = ("flush", "evict", "fetch", "pin", "unpin", "snapshot")
+_MOVES_DATA = ("flush", "evict", "fetch", "pin", "unpin", "snapshot", "unsnapshot", "prune")
 
 
 def run_alone(

@@ -35,6 +35,7 @@ from syncer.config import Config
 from syncer.errors import AccessError, MountError
 from syncer.maintain.findings import Report
 from syncer.maintain.fsck import Options
+from syncer.maintain.policy import Policy
 from syncer.process import desktop, mounts
 from syncer.process.control import ControlServer, Handler, Progress
 from syncer.process.engine import Engine
@@ -325,6 +326,9 @@ def commands_of(engine: Engine) -> dict[str, Handler]:
         "config": config,
         **_commands_about_copies(engine.keeping),
         **_commands_about_the_past(engine.past),
+        "prune": lambda given, progress: engine.pruner.prune(
+            Policy(**given["policy"]), is_dry=given["dry_run"], progress=progress
+        ),
     }
 
 
@@ -348,6 +352,7 @@ def _commands_about_the_past(past: TimeMachine) -> dict[str, Handler]:
     encode = os.fsencode
     return {
         "snapshot": lambda given, progress: past.snapshot(given["name"]),
+        "unsnapshot": lambda given, progress: past.remove_snapshot(given["name"]),
         "snapshots": lambda given, progress: past.snapshots(),
         "versions": lambda given, progress: past.versions(encode(given["path"])),
         "deleted": lambda given, progress: past.deleted(encode(given["path"]), progress),

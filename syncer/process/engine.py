@@ -26,6 +26,7 @@ from syncer.exchange.journal import Journal
 from syncer.exchange.roles import Exchange, ExchangeLoop
 from syncer.maintain.findings import Report
 from syncer.maintain.fsck import Fsck, Options, Parts
+from syncer.maintain.prune import Pruner
 from syncer.maintain.rebuild import REBUILT
 from syncer.metadata.contents import Contents
 from syncer.metadata.epochs import Epochs
@@ -51,6 +52,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[dict[str, Any]], None]
 
 _POLL_SECONDS = 0.2
+_PRUNER_ENDS_WITHIN_SECONDS = 5.0
 #: How long what statfs tells of the remote's disk stays true enough.
 _CAPACITY_SECONDS = 60.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -138,9 +140,23 @@ class Engine:
             socket.gethostname(),
             on_applied=self._on_applied,
             journaled=self._journal.newest,
+            before_writing=self._blocks.forget_unnamed,
         )
         self._loop = ExchangeLoop(self._exchange, after_step=self._note_role)
+        self.pruner = Pruner(
+            self._db,
+            self._tree,
+            history,
+            moments,
+            self._blocks,
+            self._transfer.uploads,
+            self._exchange,
+            self._remote,
+            config=lambda: self.config,
+            close_epoch=lambda: self._committer.round(seal=True),
+        )
         self.past = TimeMachine(
+            self._db,
             self._tree,
             self._contents,
             self._blocks,
@@ -184,6 +200,7 @@ class Engine:
         self._keeper.start()
         self._committer.start()
         self._loop.start()
+        self.pruner.start()
         self._started = True
         self._is_swept = not last_boot
         self._sweeper.start()
@@ -228,11 +245,13 @@ class Engine:
             if not self._db.damage:
                 raise
         if self._started:
+            self.pruner.ask_to_stop()
             # What is under way may finish; then the remote's end breaks every wait for it.
             self._transfer.stop()
         self._remote.close()
         if self._started:
             self._keeper.stop()
+            self.pruner.stop(_PRUNER_ENDS_WITHIN_SECONDS)
             self._loop.stop()
             self._sweeper.join()
             if self._is_swept and not self._db.damage:
@@ -256,6 +275,7 @@ class Engine:
             pins.loosen()
         self._epochs.restart()
         self.vfs.files.reload()
+        self.pruner.kick()
 
     def _note_role(self) -> None:
         if self._is_stopping or self._db.damage:
@@ -356,7 +376,7 @@ class Engine:
 
     def _errors(self, worker_failure: str) -> list[str]:
         damage = self._db.damage and f"{self._db.damage}; unmount it, and {mending(self.folder)}"
-        found = (damage, "" if damage else self._committer.error, worker_failure)
+        found = (damage, "" if damage else self._committer.error, worker_failure, self.pruner.error)
         return [text for text in found if text]
 
     def _age_seconds(self, epoch: int | None) -> float:

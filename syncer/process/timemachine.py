@@ -18,7 +18,9 @@ from typing import Any
 from syncer.blocks.store import Blocks
 from syncer.codec import split_ids
 from syncer.errors import AccessError, MissingError, UsageError
+from syncer.maintain.figures import snapshots as snapshot_figures
 from syncer.metadata.contents import RUN_BLOCKS, Contents
+from syncer.metadata.db import Database
 from syncer.metadata.history import History, Version
 from syncer.metadata.moments import Moments
 from syncer.metadata.tree import ROOT, Node, Tree
@@ -35,6 +37,7 @@ class TimeMachine:
 
     def __init__(
         self,
+        db: Database,
         tree: Tree,
         contents: Contents,
         blocks: Blocks,
@@ -46,6 +49,7 @@ class TimeMachine:
     ) -> None:
         """`close_epoch` makes history of all that was written so far; `refusal` says why nothing
         can be changed, or None."""
+        self._db = db
         self._tree = tree
         self._contents = contents
         self._blocks = blocks
@@ -68,11 +72,30 @@ class TimeMachine:
         if refusal := self._refusal():
             raise AccessError(f"nothing can be changed here: {refusal}")
 
+    def remove_snapshot(self, name: str) -> dict[str, Any]:
+        """Take a snapshot's name away. What it alone keeps goes with the next prune."""
+        self._check_writable()
+        snapshot = self._moments.remove(name)
+        self._close_epoch()
+        return {"name": name, "epoch": snapshot.epoch}
+
     def snapshots(self) -> dict[str, Any]:
-        """All named snapshots, oldest first."""
+        """All named snapshots, oldest first, with what each holds, and what it alone keeps.
+
+        Reads all of the past's block lists, and those of the present where there is a need.
+        """
+        named = self._moments.named()
+        figures = snapshot_figures(self._db, [snapshot.epoch for snapshot in named])
         found = [
-            {"name": snapshot.name, "epoch": snapshot.epoch, "time_ns": snapshot.time_ns}
-            for snapshot in self._moments.named()
+            {
+                "name": snapshot.name,
+                "epoch": snapshot.epoch,
+                "time_ns": snapshot.time_ns,
+                "files": kept.files,
+                "own_blocks": kept.alone.blocks,
+                "own_bytes": kept.alone.size_bytes,
+            }
+            for snapshot, kept in zip(named, figures, strict=True)
         ]
         return {"snapshots": found}
 
@@ -109,11 +132,12 @@ class TimeMachine:
         while waiting:
             directory, above = waiting.pop()
             for gone in self._history.removed(directory):
-                node = self._history.node(gone.node, gone.last)
+                last = self._history.kept_by(gone.last)
+                node = self._history.node(gone.node, last)
                 if node is not None:
                     yield {
                         "path": os.fsdecode(above + b"/" + gone.name),
-                        "when": self._moments.written(gone.last),
+                        "when": self._moments.written(last),
                         "size": node.size,
                         "is_folder": node.is_dir,
                     }

@@ -144,6 +144,11 @@ class Uploads:
         with self._changed:
             return bool(self._in_flight or self._settling) and not self._error
 
+    def under_way(self) -> frozenset[bytes]:
+        """The blocks whose objects may come to be on the remote at any moment."""
+        with self._changed:
+            return frozenset(self._busy)
+
     def wait_changed(self, timeout_seconds: float) -> None:
         """Wait until a block has become clean, or for the time given."""
         with self._changed:

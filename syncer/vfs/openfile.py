@@ -17,7 +17,7 @@ Rules that keep a crash from showing anything but old or new content per block:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from syncer.blocks.store import Blocks
 from syncer.codec import BLOCK_BYTES, HOLE, ID_BYTES
@@ -31,6 +31,7 @@ from syncer.vfs.pinning import note_content
 #: What the buffers of all open files may take before a writer seals its own.
 MAX_BUFFERED_BYTES = 32 << 20
 _MAX_CACHED_RUNS = 8
+_Source = Contents | None
 #: No setting allows larger files in the database; above it, nobody has to look there.
 _MAX_INLINE_BYTES = 65536
 
@@ -283,17 +284,16 @@ class OpenFile:
 
     def is_due(self, age_ns: int) -> bool:
         """Whether the oldest patch is older than that, so that the file should be sealed."""
-        since_ns = self._log.logged_since_ns
-        return bool(self._log.logged_bytes) and since_ns < self._tree.now_ns() - age_ns
+        log = self._log
+        return log.logged_bytes > 0 and log.logged_since_ns < self._tree.now_ns() - age_ns
 
     def _log_patches(self) -> bool:
         """Make what is not safe yet into patches, if that pays; False: it has to be sealed."""
         log, written_ns = self._log, self._written_ns
         if not self._buffers or written_ns is None or self.size <= self._shared.inline_limit_bytes:
             return False
-        if not log.pays(sum(self._length(index) for index in self._buffers)):
-            return False
-        if any(self.block_id(index) == HOLE for index in self._buffers):
+        has_hole = any(self.block_id(index) == HOLE for index in self._buffers)
+        if has_hole or not log.pays(sum(self._length(index) for index in self._buffers)):
             return False
         if log.unlogged:
             with self._tree.transaction():
@@ -316,9 +316,8 @@ class OpenFile:
         while self._found:
             offset, data = self._found[0]
             index, start = divmod(offset, BLOCK_BYTES)
-            written_ns = self._written_ns
-            assert written_ns is not None
-            self._write_part(index, start, memoryview(data), written_ns)
+            assert self._written_ns is not None
+            self._write_part(index, start, memoryview(data), self._written_ns)
             del self._found[0]
 
     def _seal_inline(self) -> bool:
@@ -373,15 +372,16 @@ class OpenFile:
         return node.size if node else 0
 
     def _place(
-        self, blocks: dict[int, bytes], size: int, cut: int | None = None, *, held: bool = True
+        self, blocks: dict[int, bytes], size: int, cut: int | None = None, of: _Source = None
     ) -> None:
-        """Commit new blocks, which `put` holds, and the size that they give the file.
+        """Commit new blocks, which `put` holds, or other contents (`of`) name; and the file's size.
 
         With `cut`, the file first loses its blocks from that index on.
         """
         try:
             with self._tree.transaction():
                 replaces = cut is not None or any(self.block_id(n) != HOLE for n in blocks)
+                (of or self._contents).check()
                 runs = {index // RUN_BLOCKS for index in blocks}
                 cut_run = None if cut is None else cut // RUN_BLOCKS
                 self._blocks.undo.keep(self.node_id, runs, cut_run)
@@ -403,7 +403,7 @@ class OpenFile:
                 self._log.forget_block(index)
         finally:
             self._runs.clear()
-            if held:
+            if of is None:
                 self._blocks.unhold(blocks.values())
 
     def _save(self, size: int) -> bool:
@@ -429,8 +429,8 @@ class OpenFile:
         self._blocks.finish_sync(begun)
         sync_metadata()
 
-    def replace_blocks(self, blocks: Mapping[int, bytes], size: int) -> None:
-        """Put blocks that exist already, or holes, in place of what is there, buffers included."""
+    def replace_blocks(self, blocks: dict[int, bytes], size: int, of: OpenFile | None) -> None:
+        """Put blocks of another file, or (None) holes, in place of what is there and buffered."""
         with self.lock:
             self._lay_found()
             self._leave_inline()
@@ -438,7 +438,7 @@ class OpenFile:
             for index in blocks:
                 self._drop_buffer(index)
             self._seal(list(self._buffers))
-            self._place(dict(blocks), max(size, self._committed_size()), held=False)
+            self._place(blocks, max(size, self._committed_size()), of=of._contents if of else None)
             self.size = max(self.size, size)
             self.flush(seal=True)
 

@@ -49,7 +49,7 @@ def _zero(file: OpenFile, offset: int, end: int) -> None:
         file.write(memoryview(bytes(end - last * BLOCK_BYTES)), last * BLOCK_BYTES)
     while (index := file.next_data(first)) is not None and index < last:
         batch = range(index, min(index + _BATCH_BLOCKS, last))
-        file.replace_blocks(dict.fromkeys(batch, HOLE), file.size)
+        file.replace_blocks(dict.fromkeys(batch, HOLE), file.size, None)
         first = batch.stop
 
 
@@ -107,7 +107,7 @@ def _share(source: OpenFile, offset: int, target: OpenFile, position: int, lengt
         return _copy_bytes(source, offset, target, position, length)
     first, place = offset // BLOCK_BYTES, position // BLOCK_BYTES
     blocks = {place + number: source.block_id(first + number) for number in range(count)}
-    target.replace_blocks(blocks, max(target.size, position + length))
+    target.replace_blocks(blocks, max(target.size, position + length), source)
     return length
 
 

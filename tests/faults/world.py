@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from syncer.blocks.ledger import FileSync
+from syncer.blocks.entries import FileSync
 from syncer.codec import BLOCK_BYTES
 from syncer.metadata.history import History
 from syncer.metadata.moments import Moments
