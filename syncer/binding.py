@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from syncer.errors import MountError
-from syncer.kernel import Invalidator, answer_init
+from syncer.kernel import Invalidator, answer_init, is_dying
 from syncer.metadata.tree import Node
 from syncer.mount import CODEC, Operations
 from syncer.vfs.caller import Caller
@@ -38,10 +38,16 @@ _FILL_DIR_PLUS = 2
 _UTIME_NOW = (1 << 30) - 1
 _UTIME_OMIT = (1 << 30) - 2
 _MAX_WRITE_BYTES = 1 << 20
-#: Requests that the kernel may have under way that nobody waits for (read-ahead, write-back).
-_MAX_BACKGROUND = 64
-#: Callers that wait for the network must never use up libfuse's threads: its default is 10.
-_MAX_THREADS = 256
+#: Requests that the kernel may have under way through its cache (reads ahead of and for programs,
+#: write-back); local reads need some of them while others wait for the network: see `flights`.
+#: With more, many small writes at once slow each other down.
+_MAX_BACKGROUND = 128
+#: Above it the kernel begins no further write-back of its own accord.
+_CONGESTED_BACKGROUND = 48
+#: Callers that wait for the network, or for room, must never use up libfuse's threads: its default
+#: is 10. Beyond the second number, those without work end.
+_MAX_THREADS = 1024
+_IDLE_THREADS = 64
 _STAT_BLOCK_BYTES = 512
 #: What programs like cp take as their buffer.
 _PREFERRED_IO_BYTES = 128 << 10
@@ -112,7 +118,15 @@ def serve(
         uid, gid, _ = module.fuse_get_context()
         return Caller(uid, gid)
 
+    def is_abandoned() -> bool:
+        try:
+            return is_dying(module.fuse_get_context()[2])
+        except ValueError:
+            # Not one of libfuse's threads.
+            return False
+
     operations = operations_of(caller)
+    operations.set_abandoned_probe(is_abandoned)
     arguments = _arguments(version, module, options)
     try:
         binding(
@@ -165,9 +179,10 @@ def _arguments(version: int, module: Any, options: MountOptions) -> dict[str, An
             attr_timeout=0.0,
             entry_timeout=seconds,
             max_background=_MAX_BACKGROUND,
+            congestion_threshold=_CONGESTED_BACKGROUND,
         )
     elif module.fuse_version_minor >= 12:
-        arguments["max_threads"] = _MAX_THREADS
+        arguments.update(max_threads=_MAX_THREADS, max_idle_threads=_IDLE_THREADS)
     for option in options.extra:
         key, _, value = option.partition("=")
         arguments[key] = value or True
@@ -348,7 +363,7 @@ class _Calls3(_Common):
         wanted.want = flags & ~(_CAP_SPLICE_READ | _CAP_HANDLE_KILLPRIV)
         wanted.max_write = _MAX_WRITE_BYTES
         wanted.max_background = _MAX_BACKGROUND
-        wanted.congestion_threshold = _MAX_BACKGROUND * 3 // 4
+        wanted.congestion_threshold = _CONGESTED_BACKGROUND
         wanted.time_gran = 1
         library = self.module._libfuse
         fuse = library.fuse_get_context().contents.fuse

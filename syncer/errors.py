@@ -5,7 +5,8 @@
     |-- TemporaryError          the same call may succeed later; retry with back-off
     |   |-- OfflineError        the remote can't be reached, or made no progress in time
     |   |-- RemoteFullError     the remote has no room
-    |   `-- LocalFullError      the local limit or the disk's floor leaves no room
+    |   |-- LocalFullError      the local limit or the disk's floor leaves no room
+    |   `-- AbandonedError      the program that waited was killed
     |-- PermanentError          repeating the call changes nothing; a person must act
     |   |-- UsageError          wrong arguments or settings
     |   |-- AccessError         the remote or the disk refuses (permission, read-only)
@@ -50,6 +51,10 @@ class RemoteFullError(TemporaryError):
 
 class LocalFullError(TemporaryError):
     exit_code = 6
+
+
+class AbandonedError(TemporaryError):
+    exit_code = 4
 
 
 class PermanentError(SyncerError):

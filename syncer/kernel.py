@@ -1,4 +1,5 @@
-"""What libfuse 3 does not tell the kernel: one flag at the start, and what has changed since."""
+"""What libfuse does not tell the kernel (of libfuse 3: one flag at the start, and what has changed
+since), and what the kernel does not tell libfuse: that a caller has been killed."""
 
 from __future__ import annotations
 
@@ -7,8 +8,11 @@ import logging
 import mmap
 import os
 import queue
+import re
+import signal
 import struct
 import threading
+from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -24,6 +28,36 @@ _FIRST_REQUEST = 2
 _INVALIDATE_SECONDS = 1.0
 #: What the kernel holds may be much, and storing it may wait for room.
 _HAND_OVER_SECONDS = 60.0
+_SIGKILL_BIT = 1 << (signal.SIGKILL - 1)
+
+
+def is_dying(thread_id: int) -> bool:
+    """Whether a thread, of any process, is gone, or will be when the call that it is in returns.
+
+    The kernel lets a killed program wait for the answer to a request that was handed out, and an
+    interrupt would come for harmless signals as well. A signal that ends a program, whatever its
+    number, becomes a SIGKILL that is pending in each of its threads: proc(5), SigPnd. 0 stands
+    for the kernel itself, and for processes that can't be seen from here.
+    """
+    if not thread_id:
+        return False
+    try:
+        status = Path(f"/proc/{thread_id}/status").read_text(errors="replace")
+    except OSError:
+        return _is_gone(thread_id)
+    pending = re.findall(r"^(?:SigPnd|ShdPnd):\s*([0-9a-f]+)", status, re.MULTILINE)
+    return any(int(mask, 16) & _SIGKILL_BIT for mask in pending)
+
+
+def _is_gone(thread_id: int) -> bool:
+    """Not merely hidden, as /proc may be told to do with other users' processes."""
+    try:
+        os.kill(thread_id, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def answer_init(library: Any, fuse: int, conn: Any) -> None:

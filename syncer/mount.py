@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from syncer.errors import (
+    AbandonedError,
     AccessError,
     CorruptError,
     LocalFullError,
@@ -47,6 +48,10 @@ class Host(Protocol):
     def sync_metadata(self) -> None:
         """Make every committed change of metadata power-safe."""
 
+    def set_abandoned_probe(self, is_abandoned: Callable[[], bool]) -> None:
+        """Called before `started`: what tells, in a thread that serves a call, whether the
+        program that made it is being killed, so that nobody waits for the call's end."""
+
     def remote_capacity(self) -> tuple[int, int] | None:
         """(bytes in all, bytes free) of the remote's disk; None: it doesn't tell."""
 
@@ -74,6 +79,8 @@ class Operations:
             return errno.ENOSPC
         if isinstance(error, AccessError):
             return errno.EACCES
+        if isinstance(error, AbandonedError):
+            return errno.EINTR
         if isinstance(error, (OfflineError, TemporaryError)):
             log.debug("%s: %s", operation, error)
             return errno.EIO
@@ -89,6 +96,9 @@ class Operations:
 
     def set_cache_dropper(self, drop: Callable[[list[bytes]], bool]) -> None:
         self._vfs.files.drop_caches = drop
+
+    def set_abandoned_probe(self, is_abandoned: Callable[[], bool]) -> None:
+        self._host.set_abandoned_probe(is_abandoned)
 
     def start(self) -> None:
         self._host.started()

@@ -66,9 +66,15 @@ class MemoryRemote(Remote):
         return self.is_durable
 
     def _perform(
-        self, method: str, action: Callable[[], Result], *, forced: bool = False
+        self,
+        method: str,
+        action: Callable[[], Result],
+        *,
+        forced: bool = False,
+        urgent: bool = False,
     ) -> Result:
-        with self.health.attempt(forced=forced, storing=method in ("put", "create")):
+        storing = method in ("put", "create")
+        with self.health.attempt(forced=forced, storing=storing, urgent=urgent):
             time.sleep(self.delay_seconds)
             with self._lock:
                 self.calls[method] += 1
@@ -81,7 +87,7 @@ class MemoryRemote(Remote):
     def get(
         self, key: str, offset: int = 0, length: int | None = None, *, urgent: bool = False
     ) -> bytes:
-        content, _ = self._perform("get", lambda: self._find(check_key(key)))
+        content, _ = self._perform("get", lambda: self._find(check_key(key)), urgent=urgent)
         return content[offset:] if length is None else content[offset : offset + length]
 
     def _find(self, key: str) -> tuple[bytes, float]:

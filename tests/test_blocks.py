@@ -375,17 +375,6 @@ def test_all_who_wait_for_a_fetch_share_its_failure(rig: Rig) -> None:
     assert rig.blocks.get(block_id) == content(1), "and the next one tries again"
 
 
-def test_when_too_many_wait_and_the_remote_is_away_others_fail_at_once(rig: Rig) -> None:
-    rig.fetcher._places = threading.BoundedSemaphore(1)
-    rig.fetcher._places.acquire()
-    rig.remote.go_offline()
-    with pytest.raises(OfflineError):
-        rig.remote.stat("syncer.json")
-    with pytest.raises(OfflineError, match="away"):
-        rig.blocks.get(b"\1" * 16)
-    rig.fetcher._places.release()
-
-
 def test_a_damaged_remote_copy_is_an_error_and_is_not_kept(rig: Rig) -> None:
     block_id = rig.store_remotely(content(1))
     stored = bytearray(rig.remote.objects[block_key(block_id)])

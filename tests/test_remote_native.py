@@ -49,6 +49,14 @@ def test_a_server_that_takes_no_key_and_one_that_is_away_differ() -> None:
         raise ConnectionRefusedError(111, "Connection refused")
 
 
+@pytest.mark.parametrize(
+    "text", ["Authentication failed: transport shut down or saw EOF", "Authentication timeout."]
+)
+def test_a_line_that_was_cut_during_the_login_refuses_no_key(text: str) -> None:
+    with pytest.raises(OfflineError), translated("host"):
+        raise paramiko.AuthenticationException(text)
+
+
 def test_includes_of_an_ssh_config_are_followed(tmp_path: Path) -> None:
     (tmp_path / "config").write_text(f"Include {tmp_path}/more/*.conf\nHost *\n  User last\n")
     (tmp_path / "more").mkdir()

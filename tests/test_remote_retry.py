@@ -4,8 +4,16 @@ import threading
 
 import pytest
 
-from syncer.errors import AccessError, LoginError, MissingError, OfflineError, RemoteFullError
-from syncer.remote.retry import LONGEST_DELAY_SECONDS, Health, State
+from syncer.errors import (
+    AccessError,
+    HostKeyError,
+    LoginError,
+    MissingError,
+    OfflineError,
+    RemoteFullError,
+    SyncerError,
+)
+from syncer.remote.retry import OVERDUE_SECONDS, Health, State
 
 
 class Clock:
@@ -58,6 +66,19 @@ def test_there_is_one_prober_at_a_time(health: Health, clock: Clock) -> None:
             pytest.fail("was let through")
 
 
+def test_whom_someone_waits_for_probes_only_if_nobody_else_did(
+    health: Health, clock: Clock
+) -> None:
+    fail(health, OfflineError("no route"))
+    clock.now += 1.0
+    with pytest.raises(OfflineError, match="no route"), health.attempt(urgent=True):
+        pytest.fail("a probe may take the whole time limit")
+    clock.now += OVERDUE_SECONDS
+    with health.attempt(urgent=True):
+        pass
+    assert health.report().state is State.ONLINE
+
+
 def test_a_prober_that_breaks_lets_others_try(health: Health, clock: Clock) -> None:
     fail(health, OfflineError("no route"))
     clock.now += 1
@@ -67,19 +88,23 @@ def test_a_prober_that_breaks_lets_others_try(health: Health, clock: Clock) -> N
     assert health.report().state is State.ONLINE
 
 
-def test_the_delay_doubles_up_to_its_limit(health: Health, clock: Clock) -> None:
+@pytest.mark.parametrize(
+    ("kind", "longest"), [(OfflineError, 5), (LoginError, 30), (HostKeyError, 30)]
+)
+def test_the_delay_doubles_up_to_its_limit(
+    health: Health, clock: Clock, kind: type[SyncerError], longest: int
+) -> None:
     began = clock.now
-    fail(health, OfflineError("no route"))
+    fail(health, kind("no route"))
     delays = []
     for _ in range(9):
         start = clock.now
         while not health.wait_online(0):
             clock.now += 0.125
         delays.append(clock.now - start)
-        fail(health, OfflineError("no route"))
-    for delay, full in zip(delays, [1, 2, 4, 8, 16, 30, 30, 30, 30], strict=True):
+        fail(health, kind("no route"))
+    for delay, full in zip(delays, [min(longest, 1 << number) for number in range(9)], strict=True):
         assert full / 2 <= delay <= full + 0.125
-    assert LONGEST_DELAY_SECONDS == 30
     assert health.report().since_seconds == clock.now - began
 
 

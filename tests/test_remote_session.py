@@ -15,7 +15,6 @@ import pytest
 from syncer.errors import AccessError, MissingError, OfflineError, RemoteFullError, TemporaryError
 from syncer.remote import Location, Remote, State
 from syncer.remote import packets as sftp
-from syncer.remote.connection import SLOWEST_BYTES_PER_SECOND
 from syncer.remote.server import SftpRemote
 from syncer.remote.session import Session, open_connection
 from tests.odd_sftp import OddServer, OddStream
@@ -197,16 +196,10 @@ def test_answers_to_what_nobody_asked_end_the_session() -> None:
             session.succeed(session.send(sftp.REMOVE, b"x"))
 
 
-@pytest.mark.parametrize(
-    ("sent_bytes", "least_seconds", "most_seconds"),
-    [(1, 0.2, 0.6), (SLOWEST_BYTES_PER_SECOND, 1.2, 2.0)],
-)
-def test_bytes_under_way_extend_the_limit(
-    sent_bytes: int, least_seconds: float, most_seconds: float
-) -> None:
+def test_no_answer_is_no_progress_however_much_was_sent() -> None:
     with _answering(b"\0\0\0\5\2\0\0\0\3") as stream:
         session = Session(open_connection(stream, 0.2))
         started = time.monotonic()
         with pytest.raises(OfflineError, match="no progress"):
-            session.succeed(session.send(sftp.REMOVE, b"x" * sent_bytes))
-        assert least_seconds <= time.monotonic() - started < most_seconds
+            session.succeed(session.send(sftp.REMOVE, b"x" * 1_000_000))
+        assert time.monotonic() - started >= 0.2

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from syncer.errors import LocalFullError
+from syncer.errors import AbandonedError, LocalFullError
 
 _PAGE_BYTES = 4096
 # The disk is looked at again after this time, or after this much was reserved on the old look.
@@ -38,6 +39,8 @@ class Budget:
         self, folder: Path, limit_bytes: int, min_free_bytes: int, timeout_seconds: float = 30.0
     ) -> None:
         self.wanted = threading.Event()
+        #: Tells whether the program on whose behalf the calling thread waits is being killed.
+        self.is_abandoned: Callable[[], bool] = lambda: False
         self._folder = folder
         self._timeout_seconds = timeout_seconds
         self._changed = threading.Condition()
@@ -59,7 +62,7 @@ class Budget:
         """Set room aside, and wait for it if need be.
 
         Raises LocalFullError if nothing was freed or uploaded for the time limit: waiting longer
-        would not help.
+        would not help. Raises AbandonedError if the program that waits is being killed.
         """
         began = time.monotonic()
         with self._changed:
@@ -72,6 +75,8 @@ class Budget:
                     remaining = deadline - time.monotonic()
                     if self._closed or remaining <= 0:
                         raise LocalFullError(self._why())
+                    if self.is_abandoned():
+                        raise AbandonedError("the program that waited was killed")
                     self.wanted.set()
                     self._changed.wait(min(remaining, _WAIT_SECONDS))
             finally:

@@ -8,18 +8,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 from syncer import codec
+from syncer.blocks.flights import Flights
 from syncer.codec import Buffer
-from syncer.errors import MissingError, OfflineError, SyncerError
+from syncer.errors import MissingError
 from syncer.rates import RateLimit
 from syncer.remote.base import Remote
-from syncer.remote.retry import State
 
-# Who waits for a place among the waiting looks that often whether waiting makes sense.
-_LOOK_SECONDS = 0.5
+#: At once for those who wait; what is beyond queues up.
+_DOWNLOADS = 48
+#: How many may wait for a remote that does not move. Less than the requests that the kernel has
+#: under way at once, and than libfuse's threads: both limits are in `binding`.
+_CROWD = 80
 
 
 def block_key(block_id: bytes) -> str:
@@ -48,17 +50,20 @@ class Fetcher:
     """Downloads from one remote. May be used from several threads."""
 
     def __init__(
-        self, remote: Remote, seed: int, *, bytes_per_second: int = 0, max_waiting: int = 48
+        self, remote: Remote, seed: int, *, bytes_per_second: int = 0, crowd: int = _CROWD
     ) -> None:
-        """At most `max_waiting` urgent callers wait for the remote at once; others queue up."""
+        """More than `crowd` wait for the remote at once only while it delivers; see `Flights`."""
         self.limit = RateLimit(bytes_per_second)
+        self.flights = Flights(_DOWNLOADS, crowd, self._why_away)
         self._remote = remote
         self._seed = seed
-        self._places = threading.BoundedSemaphore(max_waiting)
         self._lock = threading.Lock()
-        # The lock guards everything below.
-        self._flights: dict[bytes, Future[Buffer]] = {}
+        # The lock guards what is below.
         self._fetched = Fetched(0, 0, 0)
+
+    def _why_away(self) -> str:
+        report = self._remote.health.report()
+        return "" if report.is_reached else report.error
 
     @property
     def fetched(self) -> Fetched:
@@ -66,57 +71,26 @@ class Fetcher:
             return self._fetched
 
     def once(self, block_id: bytes, work: Callable[[], Buffer], *, urgent: bool = True) -> Buffer:
-        """The result of `work`, which the first caller does and the others wait for.
+        """The result of `work`, done once for all who ask for the block meanwhile.
 
-        They share its failure as well. Raises what `work` raises, and OfflineError if the remote
-        is away and too many wait for it already.
+        They share its failure as well. Raises what `work` raises; for an `urgent` caller, whom a
+        program waits for, also what `Flights.wait_for` raises.
         """
-        if not urgent:
-            return self._once(block_id, work)
-        self._wait_for_place()
-        try:
-            return self._once(block_id, work)
-        finally:
-            self._places.release()
-
-    def _wait_for_place(self) -> None:
-        while not self._places.acquire(timeout=_LOOK_SECONDS):
-            report = self._remote.health.report()
-            if report.state is not State.ONLINE:
-                raise OfflineError(report.error)
-
-    def _once(self, block_id: bytes, work: Callable[[], Buffer]) -> Buffer:
-        with self._lock:
-            flight = self._flights.get(block_id)
-            if flight is None:
-                own = self._flights[block_id] = Future()
-        if flight is not None:
-            return _outcome(flight)
-        try:
-            content = work()
-        except BaseException as error:
-            self._land(block_id)
-            own.set_exception(error)
-            raise
-        self._land(block_id)
-        own.set_result(content)
-        return content
-
-    def _land(self, block_id: bytes) -> None:
-        with self._lock:
-            del self._flights[block_id]
+        if urgent:
+            return self.flights.wait_for(block_id, work)
+        return self.flights.run_here(block_id, work)
 
     def is_under_way(self, block_id: bytes) -> bool:
         """Whether somebody does the work for this block at present."""
-        with self._lock:
-            return block_id in self._flights
+        return self.flights.is_under_way(block_id)
 
     def download(self, block_id: bytes, *, urgent: bool) -> Buffer:
         """A block's content from the remote, verified.
 
         Raises CorruptError if the remote's copy is damaged, and what `Remote.get` raises.
         """
-        stored = self._get(block_id, urgent)
+        # One byte more than any block has, so that a longer object is noticed and not read.
+        stored = self._get(block_id, urgent, codec.MAX_OBJECT_BYTES + 1)
         time.sleep(self.limit.take(len(stored)))
         content = codec.decode_block(stored, block_id, self._seed)
         self._count(len(content), urgent)
@@ -147,7 +121,7 @@ class Fetcher:
                 was.blocks + 1, was.content_bytes + content_bytes, was.urgent_blocks + urgent
             )
 
-    def _get(self, block_id: bytes, urgent: bool, length: int | None = None) -> bytes:
+    def _get(self, block_id: bytes, urgent: bool, length: int) -> bytes:
         """A block's object, or its first bytes."""
         try:
             return self._remote.get(block_key(block_id), 0, length, urgent=urgent)
@@ -158,11 +132,3 @@ class Fetcher:
                 return self._remote.get(trash_key(block_id), 0, length, urgent=urgent)
             except MissingError:
                 raise error from None
-
-
-def _outcome(flight: Future[Buffer]) -> Buffer:
-    error = flight.exception()
-    if isinstance(error, SyncerError):
-        # A new one: tracebacks of several threads must not mix.
-        raise type(error)(str(error)) from error
-    return flight.result()

@@ -297,6 +297,11 @@ class Engine:
         """See `mount.Host`."""
         self._db.sync()
 
+    def set_abandoned_probe(self, is_abandoned: Callable[[], bool]) -> None:
+        """See `mount.Host`."""
+        self._fetcher.flights.is_abandoned = is_abandoned
+        self._cache.budget.is_abandoned = is_abandoned
+
     def remote_capacity(self) -> tuple[int, int] | None:
         """See `mount.Host`. Never waits: the remote is asked in the background, now and then."""
         now = time.monotonic()

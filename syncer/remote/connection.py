@@ -13,16 +13,14 @@ import struct
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import OfflineError, SyncerError
 from . import packets
 from .base import Data
 from .packets import Fields
-
-SLOWEST_BYTES_PER_SECOND = 16 * 1024
-"""What a link must carry, per connection, to count as making progress: bytes that were sent and
-not answered yet extend the time limit at this rate, since nothing shows how far they got."""
+from .window import Sent, Window, Windows
 
 EXPECTED_OF_OPENSSH = {b"fsync@openssh.com", b"posix-rename@openssh.com", b"limits@openssh.com"}
 
@@ -86,6 +84,34 @@ class Inbox:
         self.unanswered_bytes = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Flow:
+    """What a request counts for in one direction's window."""
+
+    window: Window
+    sent: Sent
+
+    expected: int
+    """The kind of an answer that shows how fast the data moved: the end of a file does not."""
+
+    def end(self, kind: int) -> None:
+        """Its answer has come."""
+        if kind == self.expected:
+            self.window.answered(self.sent)
+        else:
+            self.window.refused(self.sent)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request without an answer yet."""
+
+    inbox: Inbox
+    size_bytes: int
+    flow: _Flow | None
+    """Only requests that bring data, or ask for some, have one."""
+
+
 class Connection:
     """A connection to an SFTP server. May be used from several threads.
 
@@ -94,9 +120,13 @@ class Connection:
     of no more use.
     """
 
-    def __init__(self, stream: Stream, timeout_seconds: float) -> None:
+    def __init__(
+        self, stream: Stream, timeout_seconds: float, windows: Windows | None = None
+    ) -> None:
+        """`windows` are shared with the other connections to this server."""
         self._stream = stream
         self._timeout_seconds = timeout_seconds
+        self.windows = windows or Windows()
         self._sending = threading.Lock()
         """Held while bytes go out; comes before the other lock."""
         self._lock = threading.Lock()
@@ -104,9 +134,8 @@ class Connection:
         self._failure: SyncerError | None = None
         self._outgoing: list[Data] = []
         self._next_number = 1
-        self._asked: dict[int, tuple[Inbox, int]] = {}
-        """The requests without an answer yet: who waits for it, and their sizes."""
-        self._unanswered_bytes = 0
+        self._asked: dict[int, _Asked] = {}
+        """The requests without an answer yet."""
         self._progress_at = 0.0
         self._receiver = threading.Thread(target=self._receive_all, name="syncer-sftp", daemon=True)
         try:
@@ -122,7 +151,7 @@ class Connection:
     def _greet(self) -> frozenset[bytes]:
         inbox = self.inbox()
         self._outgoing.append(struct.pack(">IBI", 5, packets.INIT, 3))
-        self._asked[GREETING] = inbox, 0
+        self._asked[GREETING] = _Asked(inbox, 0, None)
         self._receiver.start()
         kind, body = self.answer(inbox, GREETING)
         if kind != packets.VERSION:
@@ -139,16 +168,28 @@ class Connection:
         """For a new caller. Answers that come after it was let go of are lost with it."""
         return Inbox(self._lock)
 
-    def send(self, inbox: Inbox, kind: int, body: bytes, payload: Sequence[Data]) -> int:
-        """Queue a request and return its number; see `Session.send`."""
+    def send(
+        self,
+        inbox: Inbox,
+        kind: int,
+        body: bytes,
+        payload: Sequence[Data],
+        asked_bytes: int = 0,
+    ) -> int:
+        """Queue a request and return its number; see `Session.send` and `Session.read`."""
         size_bytes = len(body) + sum(len(part) for part in payload)
+        up, down = self.windows.up, self.windows.down
         with self._lock:
             number = self._next_number
             self._next_number = number % 0xFFFFFFFF + 1
             self._outgoing.append(struct.pack(">IBI", 5 + size_bytes, kind, number) + body)
             self._outgoing.extend(payload)
-            self._asked[number] = inbox, size_bytes
-            self._unanswered_bytes += size_bytes
+            flow = None
+            if self._failure is None and payload:
+                flow = _Flow(up, up.send(size_bytes), packets.STATUS)
+            elif self._failure is None and asked_bytes:
+                flow = _Flow(down, down.send(asked_bytes), packets.DATA)
+            self._asked[number] = _Asked(inbox, size_bytes, flow)
             inbox.unanswered_bytes += size_bytes
         return number
 
@@ -161,13 +202,12 @@ class Connection:
         with self._sending:
             with self._lock:
                 outgoing, self._outgoing = self._outgoing, []
-                limit_seconds = self._limit_seconds()
             if not outgoing:
                 return
             try:
-                self._stream.send(outgoing, limit_seconds)
+                self._stream.send(outgoing, self._timeout_seconds)
             except TimeoutError:
-                self.fail(self._stuck(limit_seconds))
+                self.fail(self._stuck(self._timeout_seconds))
             except OSError:
                 self.fail(self._stream.ending())
 
@@ -182,7 +222,7 @@ class Connection:
             inbox.wanted = request
             while request not in inbox.answers:
                 self._raise_failure()
-                patience_seconds = limit_seconds or self._limit_seconds()
+                patience_seconds = limit_seconds or self._timeout_seconds
                 due = max(began, self._progress_at) + patience_seconds
                 remaining_seconds = due - time.monotonic()
                 if remaining_seconds > 0:
@@ -206,10 +246,12 @@ class Connection:
         with self._lock:
             if number not in self._asked:
                 raise self.garbled()
-            inbox, size_bytes = self._asked.pop(number)
-            self._unanswered_bytes -= size_bytes
-            inbox.unanswered_bytes -= size_bytes
+            asked = self._asked.pop(number)
+            inbox = asked.inbox
+            inbox.unanswered_bytes -= asked.size_bytes
             inbox.answers[number] = kind, body
+            if asked.flow is not None and self._failure is None:
+                asked.flow.end(kind)
             if inbox.wanted == number:
                 inbox.arrived.notify()
 
@@ -236,9 +278,6 @@ class Connection:
             missing = missing[count:]
         return whole
 
-    def _limit_seconds(self) -> float:
-        return self._timeout_seconds + self._unanswered_bytes / SLOWEST_BYTES_PER_SECOND
-
     def _stuck(self, limit_seconds: float) -> OfflineError:
         return OfflineError(f"{self.name} made no progress for {limit_seconds:.0f} s")
 
@@ -256,13 +295,23 @@ class Connection:
     def _set_failure(self, error: SyncerError) -> None:
         if self._failure is None:
             self._failure = error
-        for inbox, _ in self._asked.values():
-            inbox.arrived.notify()
+            for asked in self._asked.values():
+                if asked.flow is not None:
+                    asked.flow.window.lost(asked.flow.sent)
+        for asked in self._asked.values():
+            asked.inbox.arrived.notify()
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
             # Their own copy: tracebacks of several threads must not mix.
             raise type(self._failure)(str(self._failure))
+
+    def wait_for_room(self, window: Window, size_bytes: int) -> None:
+        """Wait until the link has carried enough of what is under way; see `window`."""
+        self.flush()
+        if not window.wait_for_room(size_bytes, self._timeout_seconds):
+            # Others may be what is stuck; then they fail as well, and what they had is forgotten.
+            self.fail(self._stuck(self._timeout_seconds))
 
     def ping(self, limit_seconds: float) -> None:
         """Make sure that the server still answers, after a time in which nobody asked it."""

@@ -132,7 +132,7 @@ class FileRemote(Remote):
         storing: bool = False,
         forced: bool = False,
     ) -> Result:
-        with self.health.attempt(forced=forced, storing=storing):
+        with self.health.attempt(forced=forced, storing=storing, urgent=urgent):
             return self._perform(action, urgent=urgent, repeatable=repeatable)
 
     def get(

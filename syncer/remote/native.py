@@ -269,6 +269,9 @@ def translated(host: str) -> Iterator[None]:
     except tuple(KINDS) as error:
         kind = next(KINDS[known] for known in type(error).__mro__ if known in KINDS)
         reason = str(error) or type(error).__name__
+        if kind is LoginError and re.search("transport shut down|Authentication timeout", reason):
+            # The server has refused nothing: the line was cut in the middle of it.
+            kind = OfflineError
         if kind is LoginError or reason == "No authentication methods available":
             raise refused_login(host, reason) from error
         if kind is HostKeyError:

@@ -19,8 +19,14 @@ NO_CONNECTION, CONNECTION_LOST, UNSUPPORTED = 6, 7, 8
 
 SAFE_CHUNK_BYTES = 32768
 """What every server takes in one read or write, by the protocol's text."""
+USUAL_CHUNK_BYTES = 261_120
+"""What OpenSSH takes."""
+LEAST_CHUNK_BYTES = 1024
+LARGEST_CHUNK_BYTES = 512 << 10
 LARGEST_PACKET_BYTES = 1 << 20
 """OpenSSH sends at most 256 KiB; more is not SFTP, such as a login script's output."""
+LONGEST_HANDLE_BYTES = 256
+"""By the protocol's text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 One caller notices that a remote is away; the others are told at once, without a wait of their
 own. After a while that doubles with each failure, one caller may try again (the probe), and its
-result decides for all.
+result decides for all. Callers in the background probe; those that someone waits for do so only
+where none of them did, since a probe may take the whole time limit.
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ from ..errors import (
 )
 
 FIRST_DELAY_SECONDS = 1.0
-LONGEST_DELAY_SECONDS = 30.0
+LONGEST_DELAY_SECONDS = 5.0
+"""A server that is back is noticed within seconds, however long it was away."""
+LONGEST_LOGIN_DELAY_SECONDS = 30.0
+"""Where it answers, and refuses: servers lock out those who try too often."""
+OVERDUE_SECONDS = 5.0
+"""A probe that nobody in the background has made for so long, anybody may make."""
 
 
 class State(str, Enum):
@@ -45,6 +51,8 @@ class Report:
     """Why it is not online, in words; empty if it is."""
     since_seconds: float
     """For how long it has been in this state."""
+    is_reached: bool = True
+    """Whether the last call got an answer, if only a refusal."""
 
 
 class Health:
@@ -68,13 +76,16 @@ class Health:
         self._probing = False
 
     @contextmanager
-    def attempt(self, *, forced: bool = False, storing: bool = False) -> Iterator[None]:
+    def attempt(
+        self, *, forced: bool = False, storing: bool = False, urgent: bool = False
+    ) -> Iterator[None]:
         """Run one call on the remote and learn from how it ends.
 
-        While the gate is shut, raises the known error at once, unless the probe is due and no
-        other caller is at it. `forced` callers are let through always.
+        While the gate is shut, raises the known error at once, unless the probe is due (for an
+        `urgent` caller, whom someone waits for: long overdue) and no other caller is at it.
+        `forced` callers are let through always.
         """
-        probing = self._enter(forced)
+        probing = self._enter(forced, OVERDUE_SECONDS if urgent else 0.0)
         try:
             yield
         except (OfflineError, LoginError, HostKeyError) as error:
@@ -92,11 +103,11 @@ class Health:
                     self._probing = False
                     self._changed.notify_all()
 
-    def _enter(self, forced: bool) -> bool:
+    def _enter(self, forced: bool, overdue_seconds: float) -> bool:
         with self._changed:
             if self._failure is None or forced:
                 return False
-            if self._probing or self._clock() < self._probe_due:
+            if self._probing or self._clock() < self._probe_due + overdue_seconds:
                 raise _again(self._failure)
             self._probing = True
             return True
@@ -108,7 +119,9 @@ class Health:
                 self._began = now
                 self._delay_seconds = FIRST_DELAY_SECONDS
             elif now >= self._probe_due:
-                self._delay_seconds = min(2 * self._delay_seconds, LONGEST_DELAY_SECONDS)
+                is_away = isinstance(error, OfflineError)
+                longest = LONGEST_DELAY_SECONDS if is_away else LONGEST_LOGIN_DELAY_SECONDS
+                self._delay_seconds = min(2 * self._delay_seconds, longest)
             self._failure = error
             # Half of the delay is random, so that machines cut off together don't all come
             # back in the same moment.
@@ -145,10 +158,11 @@ class Health:
         with self._changed:
             since_seconds = self._clock() - self._began
             error = self._failure or self._refusal
+            is_reached = self._failure is None
         if error is None:
             return Report(State.ONLINE, "", since_seconds)
         state = State.OFFLINE if isinstance(error, OfflineError) else State.ERROR
-        return Report(state, str(error), since_seconds)
+        return Report(state, str(error), since_seconds, is_reached)
 
     def __str__(self) -> str:
         report = self.report()

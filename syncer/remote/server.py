@@ -8,15 +8,16 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ..errors import MissingError, OfflineError, TemporaryError, UsageError
+from ..errors import MissingError, OfflineError, UsageError
 from . import packets as sftp
 from .connection import Connection, DroppedError, Stream
 from .files import FileRemote, Files, Result
 from .location import Location
 from .pool import Pool
-from .session import Session, open_connection
+from .session import Session, StatusError, open_connection
 from .sftp import SftpFiles
 from .ssh import SshStream
+from .window import Windows
 
 TRANSPORTS = ("auto", "ssh", "paramiko")
 
@@ -35,6 +36,7 @@ class SftpRemote(FileRemote):
         self._location = location
         self._open_stream = connect
         self._timeout_seconds = timeout_seconds
+        self._windows = Windows()
         self._pool = Pool(self.name, self._connect, connections)
         self._durable = False
         self._lock = threading.Lock()
@@ -56,7 +58,7 @@ class SftpRemote(FileRemote):
             try:
                 if closed:
                     stream.close()
-                return open_connection(stream, self._timeout_seconds)
+                return open_connection(stream, self._timeout_seconds, self._windows)
             finally:
                 with self._lock:
                     self._greeting.discard(stream)
@@ -94,8 +96,11 @@ class SftpRemote(FileRemote):
             )
         request = session.send(sftp.EXTENDED, b"expand-path@openssh.com", path)
         try:
-            return session.names(request)[0][0]
-        except (MissingError, TemporaryError) as error:
+            names = session.names(request)
+            if len(names) != 1:
+                raise session.garbled()
+            return names[0][0]
+        except (MissingError, StatusError) as error:
             raise OfflineError(f"{self.name}: no such user on the server") from error
 
     def prepare(self) -> None:

@@ -28,6 +28,7 @@ from . import packets
 from .base import Data
 from .connection import Connection, Stream
 from .packets import Attributes, Fields
+from .window import Windows
 
 KINDS: dict[int, type[SyncerError]] = {
     packets.NO_SUCH_FILE: MissingError,
@@ -78,6 +79,29 @@ class Session:
             packed.append(packets.pack(sum(len(part) for part in payload)))
         return self._connection.send(self._inbox, kind, b"".join(packed), payload)
 
+    def read(self, handle: bytes, offset: int, size_bytes: int) -> int:
+        """Queue a READ and return its number; `data` gives the answer."""
+        fields = (handle, *packets.wide(offset), size_bytes)
+        body = b"".join(packets.pack(field) for field in fields)
+        return self._connection.send(self._inbox, packets.READ, body, (), size_bytes)
+
+    def next_write_bytes(self) -> int:
+        """How much to send in the next WRITE, after waiting until so much more may be sent."""
+        window = self._connection.windows.up
+        size_bytes = window.chunk_bytes(self.server.write_bytes)
+        self._connection.wait_for_room(window, size_bytes)
+        return size_bytes
+
+    def next_read_bytes(self, *, wait: bool) -> int:
+        """How much to ask for in the next READ; without `wait`, 0 if that is nothing now."""
+        window = self._connection.windows.down
+        size_bytes = window.chunk_bytes(self.server.read_bytes)
+        if wait:
+            self._connection.wait_for_room(window, size_bytes)
+        elif not window.has_room(size_bytes):
+            return 0
+        return size_bytes
+
     def flush(self) -> None:
         """Put what is queued on its way."""
         self._connection.flush()
@@ -90,7 +114,16 @@ class Session:
 
     def handle(self, request: int) -> bytes:
         """The handle that OPEN or OPENDIR gave."""
-        return bytes(self._body(request, packets.HANDLE).string())
+        name = bytes(self._body(request, packets.HANDLE).string())
+        if len(name) > packets.LONGEST_HANDLE_BYTES:
+            raise self.garbled()
+        return name
+
+    def garbled(self) -> OfflineError:
+        """The error for an answer that makes no sense; the connection is of no more use."""
+        error = self._connection.garbled()
+        self._connection.fail(error)
+        return error
 
     def data(self, request: int) -> memoryview:
         """The bytes that READ gave; empty at the end of the file."""
@@ -145,14 +178,14 @@ class Session:
 
     def _expect(self, expected: int, kind: int) -> None:
         if kind != expected:
-            error = self._connection.garbled()
-            self._connection.fail(error)
-            raise error
+            raise self.garbled()
 
 
-def open_connection(stream: Stream, timeout_seconds: float) -> Connection:
+def open_connection(
+    stream: Stream, timeout_seconds: float, windows: Windows | None = None
+) -> Connection:
     """Greet the server at a stream, and learn what it takes at once; closes it on an error."""
-    connection = Connection(stream, timeout_seconds)
+    connection = Connection(stream, timeout_seconds, windows)
     try:
         if b"limits@openssh.com" in connection.server.extensions:
             _ask_limits(connection)
@@ -165,7 +198,15 @@ def open_connection(stream: Stream, timeout_seconds: float) -> Connection:
 def _ask_limits(connection: Connection) -> None:
     session, server = Session(connection), connection.server
     answer = session.extended(session.send(packets.EXTENDED, b"limits@openssh.com"))
+    if len(answer) != 32:
+        raise connection.garbled()
     _, read_bytes, write_bytes, _ = struct.unpack(">QQQQ", answer)
-    # 0 means that the server has no limit of its own; then OpenSSH's usual one will do.
-    server.read_bytes = read_bytes or 261_120
-    server.write_bytes = write_bytes or 261_120
+    server.read_bytes, server.write_bytes = _chunk_bytes(read_bytes), _chunk_bytes(write_bytes)
+
+
+def _chunk_bytes(limit_bytes: int) -> int:
+    """How much to ask for at once. 0 means that the server has no limit of its own; then OpenSSH's
+    usual one will do, as in place of any that would not fit into a packet."""
+    if not limit_bytes:
+        return packets.USUAL_CHUNK_BYTES
+    return max(packets.LEAST_CHUNK_BYTES, min(limit_bytes, packets.LARGEST_CHUNK_BYTES))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import stat as modes
 import struct
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from ..errors import (
@@ -18,6 +18,7 @@ from ..errors import (
     ExistsError,
     MissingError,
     RemoteFullError,
+    SyncerError,
     TemporaryError,
 )
 from . import packets as sftp
@@ -225,13 +226,20 @@ class SftpFile(NewFile):
     def _write(self, parts: Sequence[memoryview]) -> None:
         session = self._session
         writes: deque[int] = deque()
-        for offset, buffers in _chunks(parts, session.server.write_bytes):
-            if session.unanswered_bytes >= PIPELINE_BYTES:
-                session.succeed(writes.popleft())
-            fields = (self._handle, *wide(offset))
-            writes.append(session.send(sftp.WRITE, *fields, payload=buffers))
-        if not session.server.in_order:
-            _succeed_all(session, writes)
+        try:
+            for offset, buffers in _chunks(parts, session.next_write_bytes):
+                if session.unanswered_bytes >= PIPELINE_BYTES:
+                    session.succeed(writes.popleft())
+                fields = (self._handle, *wide(offset))
+                writes.append(session.send(sftp.WRITE, *fields, payload=buffers))
+            if not session.server.in_order:
+                _succeed_all(session, writes)
+        except SyncerError:
+            # Or the server might come to the CLOSE before the rest of them.
+            for request in writes:
+                with suppress(SyncerError):
+                    session.succeed(request)
+            raise
         sync = self._send_sync()
         size = session.send(sftp.FSTAT, self._handle)
         _succeed_all(session, writes)
@@ -325,21 +333,26 @@ def _read(session: Session, handle: bytes, offset: int, length: int | None) -> I
     asked: deque[tuple[int, int, int]] = deque()  # position, length, request
     ask_from = position = offset
 
-    def ask(end: int) -> None:
+    def ask(end: int, *, wait: bool) -> None:
         nonlocal ask_from
         while ask_from < min(end, position + PIPELINE_BYTES) and len(asked) < READS_AT_ONCE:
-            count = min(session.server.read_bytes, end - ask_from)
-            request = session.send(sftp.READ, handle, *wide(ask_from), count)
-            asked.append((ask_from, count, request))
+            # With something under way there is no need to wait for more.
+            room_bytes = session.next_read_bytes(wait=wait and not asked)
+            if not room_bytes:
+                return
+            count = min(room_bytes, end - ask_from)
+            asked.append((ask_from, count, session.read(handle, ask_from, count)))
             ask_from += count
 
-    ask(offset + (FIRST_READ_BYTES if length is None else length))
+    ask(offset + (FIRST_READ_BYTES if length is None else length), wait=False)
     size_bytes = session.attributes(session.send(sftp.FSTAT, handle)).size_bytes
     end = size_bytes if length is None else min(size_bytes, offset + length)
     while position < end:
-        ask(end)
+        ask(end, wait=True)
         start, count, request = asked.popleft()
         data = session.data(request)
+        if len(data) > count:
+            raise session.garbled()
         if start != position:
             continue  # follows a short answer; was asked for again
         if not data:
@@ -354,21 +367,23 @@ def _read(session: Session, handle: bytes, offset: int, length: int | None) -> I
 
 
 def _chunks(
-    parts: Sequence[memoryview], limit_bytes: int
+    parts: Sequence[memoryview], next_bytes: Callable[[], int]
 ) -> Iterator[tuple[int, Sequence[memoryview]]]:
-    """Split the buffers, taken as one run of bytes, into offsets and runs of `limit_bytes`."""
+    """Split the buffers, taken as one run of bytes, into offsets and runs of `next_bytes()`."""
     offset = 0
     chunk: list[memoryview] = []
-    room_bytes = limit_bytes
+    chunk_bytes = room_bytes = 0
     for part in parts:
         while part:
+            if not chunk:
+                chunk_bytes = room_bytes = next_bytes()
             taken, part = part[:room_bytes], part[room_bytes:]
             chunk.append(taken)
             room_bytes -= len(taken)
             if not room_bytes:
                 yield offset, chunk
-                offset += limit_bytes
-                chunk, room_bytes = [], limit_bytes
+                offset += chunk_bytes
+                chunk = []
     if chunk:
         yield offset, chunk
 

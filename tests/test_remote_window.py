@@ -1,0 +1,94 @@
+"""What is under way to a server, on links of any speed."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+
+from syncer.remote.window import CHUNKS, FIRST_BYTES, SECONDS, Sent, Window
+
+
+class Link:
+    """Answers what was sent in turn, at a rate, and a round trip later."""
+
+    def __init__(self, bytes_per_second: float, round_trip_seconds: float) -> None:
+        self.now = 0.0
+        self.window = Window(lambda: self.now)
+        self.bytes_per_second = bytes_per_second
+        self.round_trip_seconds = round_trip_seconds
+        self.free_at = 0.0
+        self.under_way: deque[tuple[float, Sent]] = deque()
+        self.longest_silence = 0.0
+
+    def carry(self, total_bytes: int) -> float:
+        """Send so much, and return how long it took."""
+        began = self.now
+        while total_bytes > 0 or self.under_way:
+            size_bytes = self.window.chunk_bytes(261_120)
+            if total_bytes > 0 and self.window.wait_for_room(size_bytes, 0):
+                self.send(size_bytes)
+                total_bytes -= size_bytes
+                continue
+            due, sent = self.under_way.popleft()
+            self.longest_silence = max(self.longest_silence, due - self.now)
+            self.now = due
+            self.window.answered(sent)
+        return self.now - began
+
+    def send(self, size_bytes: int) -> None:
+        self.free_at = max(self.free_at, self.now) + size_bytes / self.bytes_per_second
+        due = self.free_at + self.round_trip_seconds
+        self.under_way.append((due, self.window.send(size_bytes)))
+
+
+@pytest.mark.parametrize("bytes_per_second", [1_000, 4_000, 50_000])
+def test_answers_come_every_few_seconds_however_slow_the_link(bytes_per_second: int) -> None:
+    link = Link(bytes_per_second, 0.2)
+    took = link.carry(400 * bytes_per_second)
+    assert took < 1.2 * 400, "the link is kept busy"
+    assert link.longest_silence <= SECONDS + 1
+
+
+def test_a_fast_link_is_filled_after_some_round_trips() -> None:
+    link = Link(100e6, 0.04)
+    assert link.carry(100 << 20) < 1.05 + 20 * 0.04
+    assert link.window.size_bytes > 8 << 20
+
+
+def test_a_server_that_pauses_slows_nothing_down_for_good() -> None:
+    link = Link(100e6, 0.04)
+    link.carry(100 << 20)
+    for _ in range(5):
+        link.send(1 << 20)
+        link.free_at += 6  # a disk that takes long to sync
+        link.carry(50 << 20)
+    assert link.carry(100 << 20) < 3
+
+
+def test_a_link_that_becomes_slow_is_noticed() -> None:
+    link = Link(1e6, 0.04)
+    link.carry(20 << 20)
+    link.bytes_per_second = 10_000
+    link.carry(2 << 20)
+    link.longest_silence = 0
+    link.carry(1 << 20)
+    assert link.longest_silence <= SECONDS + 1
+
+
+def test_a_lost_connection_makes_room_and_begins_anew() -> None:
+    link = Link(1e6, 0.04)
+    link.carry(20 << 20)
+    window = link.window
+    lost = window.send(window.size_bytes)
+    assert not window.wait_for_room(1, 0)
+    window.lost(lost)
+    assert window.size_bytes == FIRST_BYTES
+    assert window.wait_for_room(FIRST_BYTES, 0)
+    assert window.chunk_bytes(261_120) == FIRST_BYTES // CHUNKS
+
+
+def test_a_link_that_answers_nothing_is_not_waited_for_longer_than_the_limit() -> None:
+    window = Window()
+    window.send(FIRST_BYTES)
+    assert not window.wait_for_room(1, 0.05)
