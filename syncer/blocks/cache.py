@@ -56,7 +56,10 @@ class Cache:
         limit_bytes: int,
         min_free_bytes: int,
         timeout_seconds: float = 30.0,
+        *,
+        is_owner: bool = True,
     ) -> None:
+        """Without `is_owner`, another process may be at work there: nothing is changed."""
         self.folder = folder
         self._base = os.fspath(folder)
         self._lock = threading.Lock()
@@ -65,8 +68,9 @@ class Cache:
         self._front: cachetools.LRUCache[bytes, None] = cachetools.LRUCache(math.inf)
         self._uses = 0
         self._verified: cachetools.LRUCache[bytes, None] = cachetools.LRUCache(_VERIFIED_BLOCKS)
-        with _translated(self._base):
-            self._make_folders()
+        if is_owner:
+            with _translated(self._base):
+                self._make_folders()
         self.budget = Budget(folder, limit_bytes, min_free_bytes, timeout_seconds)
 
     def _make_folders(self) -> None:

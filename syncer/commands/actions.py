@@ -38,13 +38,14 @@ def umount(arguments: argparse.Namespace) -> int:
         raise MountError(f"{arguments.mountpoint} is not mounted by syncer")
     folder = DataFolder(found.data)
     try:
-        process = os.pidfd_open(control.process_behind(folder.socket))
+        socket = folder.view_socket(path) if found.at else folder.socket
+        process = os.pidfd_open(control.process_behind(socket))
     except (NoProcessError, ProcessLookupError):
         # A crash left the mount behind.
         mounts.unmount(path, lazy=True)
         return 0
     try:
-        if arguments.wait:
+        if arguments.wait and not found.at:
             flush_folder(folder, None)
         mounts.unmount(path)
         if not select.select([process], [], [], _ENDS_WITHIN_SECONDS)[0]:
@@ -79,12 +80,27 @@ def status(arguments: argparse.Namespace) -> int:
 
 def _states(target: str | None) -> list[dict[str, Any]]:
     if target is not None:
-        folders = [resolve(target).folder]
+        around = mounts.mount_around(Path(target))
+        if around and around.at:
+            return [_view_state(around)]
+        states = [ask(resolve(target).folder, "status", no_progress)]
     else:
-        folders = [DataFolder(mount.data) for mount in mounts.our_mounts(os.getuid())]
-    states = [ask(folder, "status", no_progress) for folder in folders]
+        states = [
+            _view_state(mount) if mount.at else ask(DataFolder(mount.data), "status", no_progress)
+            for mount in mounts.our_mounts(os.getuid())
+        ]
     # Where nothing is mounted, this process has answered itself.
     return [{**state, "pid": 0} if state["pid"] == os.getpid() else state for state in states]
+
+
+def _view_state(mount: mounts.Mount) -> dict[str, Any]:
+    """The state of a mount that shows the past."""
+    try:
+        socket = DataFolder(mount.data).view_socket(mount.mountpoint)
+        return control.call(socket, "status", {})
+    except NoProcessError:
+        place = {"data": str(mount.data), "mountpoint": str(mount.mountpoint)}
+        return {**place, "at": mount.at, "epoch": 0, "fuse": 0, "pid": 0}
 
 
 # Settings

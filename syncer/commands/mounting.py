@@ -7,9 +7,12 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from syncer.commands.target import ask, no_progress
 from syncer.config import DEFAULT_LIMIT_BYTES, Config
+from syncer.errors import UsageError
 from syncer.process import daemon, mounts
 from syncer.process.background import run_in_background
+from syncer.process.folder import DataFolder
 from syncer.process.mounting import check_apart, parse_limit, plan_mount
 from syncer.process.repository import clone_repository, create_repository
 from syncer.remote import parse
@@ -17,13 +20,23 @@ from syncer.remote import parse
 
 def mount(arguments: argparse.Namespace) -> int:
     """``syncer mount``"""
-    plan = plan_mount(arguments)
+    plan = plan_mount(arguments, _moment_of(arguments) if arguments.at else None)
     if arguments.foreground:
         daemon.show_log()
         daemon.Daemon(plan).run(on_serving=lambda: None)
     else:
         run_in_background(lambda on_serving: daemon.Daemon(plan).run(on_serving))
     return 0
+
+
+def _moment_of(arguments: argparse.Namespace) -> daemon.PastMoment:
+    """What `--at` means. Where the present is mounted, its process says so."""
+    folder = DataFolder(mounts.real(Path(arguments.data)))
+    folder.require()
+    if len(arguments.words) > 1 or arguments.take_over:
+        raise UsageError("--at shows the past of what is there: syncer mount --at WHEN DATA MNT")
+    found = ask(folder, "moment", no_progress, when=arguments.at)
+    return daemon.PastMoment(found["epoch"], found["when"])
 
 
 def init(arguments: argparse.Namespace) -> int:

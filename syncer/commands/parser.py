@@ -123,6 +123,12 @@ def _add_mounting(add: _Add) -> None:
         help="list .snapshots in the top folder; it can be entered anyway",
     )
     mount.add_argument(
+        "--at",
+        metavar="WHEN",
+        help="show, read-only, the collection as it was then: beside the mount of the present, or"
+        f" without one; {_WHEN}",
+    )
+    mount.add_argument(
         "--take-over",
         action="store_true",
         help="make this computer the one that writes; the former one turns read-only",

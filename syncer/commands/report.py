@@ -52,6 +52,8 @@ STATUS_KEYS = {
     "data": "the data directory",
     "mountpoint": 'where it is mounted; "" if it is not',
     "fuse": "version of libfuse; 0 if not mounted",
+    "at": "only of a mount that shows the past (--at): its moment. Such an object has besides only"
+    " `epoch`, `data`, `mountpoint`, `pid` and `fuse`",
 }
 
 FSCK_KEYS = {
@@ -68,6 +70,10 @@ FSCK_STATUS = {"clean": 0, "damaged": 17, "repaired": 18}
 
 def status_lines(status: dict[str, Any]) -> list[str]:
     """The answer in the first line, what it rests on in the others."""
+    if status.get("at"):
+        shown, data = status["mountpoint"], status["data"]
+        end = "" if status["pid"] else f" Or did: its process is gone; syncer umount {shown}"
+        return [f"{shown} shows {data} as it was at {status['at']}, read-only.{end}"]
     place = status["mountpoint"] or f"{status['data']} (not mounted)"
     remote = status["remote"]
     lines = [_answer(status), f"  mount     {place}", f"  remote    {_remote(remote)}"]

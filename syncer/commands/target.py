@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from syncer.errors import MissingError
+from syncer.errors import MissingError, UsageError
 from syncer.process import control, mounts
 from syncer.process.control import NoProcessError, Progress
 from syncer.process.folder import DataFolder
@@ -31,6 +31,10 @@ def resolve(text: str) -> Target:
     """The target that is meant. Raises MissingError if it is none."""
     path = mounts.real(Path(text))
     if mount := mounts.mount_around(path):
+        if mount.at:
+            raise UsageError(
+                f"{text} shows the past, as of {mount.at}; name a path where the present is mounted"
+            )
         below = path.relative_to(mount.mountpoint)
         return Target(DataFolder(mount.data), "/" + "/".join(below.parts))
     folder = DataFolder(path)

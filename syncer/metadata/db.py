@@ -43,8 +43,10 @@ class Database:
     transaction: every file operation waits for the lock it holds.
     """
 
-    def __init__(self, path: Path, *, must_exist: bool = False) -> None:
+    def __init__(self, path: Path, *, must_exist: bool = False, read_only: bool = False) -> None:
         """Open the database at `path`, or (unless it `must_exist`) make one.
+
+        With `read_only`, one that another process may have open, for queries only.
 
         Raises FormatError if it is newer than this program; CorruptError if it is none, if it is
         damaged as far as that shows at once, or missing though it must exist.
@@ -64,6 +66,11 @@ class Database:
         self._wal_fd = -1
         self._rollback_hooks: list[Callable[[], None]] = []
         self._transaction = _Transaction(self._begin, self._end)
+        if read_only:
+            with self._translated():
+                self._connection = _connect(path, apsw.SQLITE_OPEN_READONLY)
+            self._check_version(may_upgrade=False)
+            return
         is_new = not path.exists()
         if is_new and must_exist:
             raise CorruptError(f"the database {path} is missing")
@@ -78,7 +85,7 @@ class Database:
                     with self.transaction():
                         self._connection.execute(SCHEMA)
                         self.set_meta("schema_version", SCHEMA_VERSION)
-                self._check_version()
+                self._check_version(may_upgrade=True)
             except BaseException:
                 self._connection.close()
                 raise
@@ -107,12 +114,14 @@ class Database:
         except apsw.Error as error:
             raise self._failure(error) from error
 
-    def _check_version(self) -> None:
+    def _check_version(self, *, may_upgrade: bool) -> None:
         tables = "SELECT name FROM sqlite_master"
         has_meta = ("meta",) in self.query(tables)
         version = self.get_meta("schema_version") if has_meta else None
         if not isinstance(version, int):
             raise CorruptError(f"{self.path} is not a syncer database")
+        if version < SCHEMA_VERSION and not may_upgrade:
+            raise FormatError(f"{self.path} was written by an older syncer; mount it once")
         if version > SCHEMA_VERSION:
             raise FormatError(f"{self.path} was written by a newer syncer; install that version")
         for old in range(version, SCHEMA_VERSION):

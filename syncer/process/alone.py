@@ -11,7 +11,17 @@ from syncer.process.engine import Engine
 from syncer.process.folder import DataFolder
 
 #: The commands that need the engine's threads.
-_MOVES_DATA = ("flush", "evict", "fetch", "pin", "unpin", "snapshot", "unsnapshot", "prune")
+_MOVES_DATA = (
+    "flush",
+    "evict",
+    "fetch",
+    "pin",
+    "unpin",
+    "snapshot",
+    "unsnapshot",
+    "prune",
+    "moment",
+)
 
 
 def run_alone(

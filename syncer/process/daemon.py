@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from syncer import binding
 from syncer.config import Config
@@ -36,6 +36,7 @@ from syncer.errors import AccessError, MountError
 from syncer.maintain.findings import Report
 from syncer.maintain.fsck import Options
 from syncer.maintain.policy import Policy
+from syncer.mount import Operations
 from syncer.process import desktop, mounts
 from syncer.process.control import ControlServer, Handler, Progress
 from syncer.process.engine import Engine
@@ -43,6 +44,8 @@ from syncer.process.folder import DataFolder
 from syncer.process.keeping import Keeping
 from syncer.process.repository import create_repository
 from syncer.process.timemachine import TimeMachine
+from syncer.process.view import View
+from syncer.vfs.caller import Caller
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +57,24 @@ _POLL_SECONDS = 0.02
 _LOG_BYTES = 5_000_000
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class PastMoment:
+    """What `mount --at` is to show."""
+
+    epoch: int
+    name: str
+    """The epoch's time, as `Moments.written` has it."""
+
+
+class _Served(Protocol):
+    """What a mount shows: the present (`Engine`) or a past state (`View`)."""
+
+    @property
+    def is_writer(self) -> bool: ...
+
+    def operations(self, caller: Callable[[], Caller]) -> Operations: ...
 
 
 @dataclass(frozen=True)
@@ -70,6 +91,8 @@ class MountPlan:
     """The version of libfuse."""
     options: tuple[str, ...] = ()
     """Those of -o."""
+    at: PastMoment | None = None
+    """None: the present."""
     take_over: bool = False
     log_file: Path | None = None
     """None: the data directory's own."""
@@ -168,6 +191,9 @@ class Daemon:
         for number in _SIGNALS:
             signal.signal(number, _interrupt)
         folder = DataFolder(plan.data)
+        if plan.at is not None:
+            self._run_view(folder, plan.at, on_serving)
+            return
         if plan.is_new:
             create_repository(plan.data, plan.config, socket.gethostname())
         with folder.lock():
@@ -184,16 +210,35 @@ class Daemon:
             try:
                 if plan.take_over:
                     engine.take_over()
-                self._serve(engine, folder, on_serving)
+                self._serve(engine, ControlServer(folder.socket, commands_of(engine)), on_serving)
             finally:
                 engine.stop()
 
-    def _serve(self, engine: Engine, folder: DataFolder, on_serving: Callable[[], None]) -> None:
-        control = ControlServer(folder.socket, commands_of(engine))
+    def _run_view(self, folder: DataFolder, at: PastMoment, on_serving: Callable[[], None]) -> None:
+        plan = self._plan
+        _log_to(plan.log_file or folder.view_log, plan.verbose)
+        view = View(
+            plan.data,
+            plan.config,
+            at.epoch,
+            at.name,
+            mountpoint=str(plan.mountpoint),
+            fuse=plan.fuse,
+        )
+        commands: dict[str, Handler] = {"status": lambda given, progress: view.status()}
+        try:
+            socket_path = folder.view_socket(plan.mountpoint)
+            self._serve(view, ControlServer(socket_path, commands), on_serving)
+        finally:
+            view.stop()
+
+    def _serve(
+        self, served: _Served, control: ControlServer, on_serving: Callable[[], None]
+    ) -> None:
         control.start()
         try:
             self._events.take_signals()
-            self._start_loop(engine)
+            self._start_loop(served)
             event = self._events.next(_SERVES_WITHIN_SECONDS)
             if isinstance(event, _Signalled):
                 # libfuse can't be stopped in the middle of mounting, which takes but moments.
@@ -216,22 +261,24 @@ class Daemon:
         finally:
             control.stop()
 
-    def _start_loop(self, engine: Engine) -> None:
+    def _start_loop(self, served: _Served) -> None:
         plan = self._plan
         before = os.stat(plan.mountpoint).st_dev
         options = binding.MountOptions(
             # As all text on the way through a binding, see `mount`.
-            source=mounts.source_of(plan.data, plan.config.subtype),
+            source=mounts.source_of(
+                plan.data, plan.config.subtype, plan.at.name if plan.at else ""
+            ),
             subtype=plan.config.subtype,
-            is_writer=engine.is_writer,
-            writeback=plan.config.writeback,
+            is_writer=served.is_writer,
+            writeback=plan.config.writeback and plan.at is None,
             extra=plan.options,
         )
 
         def loop() -> None:
             error: Exception | None = None
             try:
-                binding.serve(plan.fuse, engine.operations, str(plan.mountpoint), options)
+                binding.serve(plan.fuse, served.operations, str(plan.mountpoint), options)
             except Exception as failure:
                 error = failure
             self._events.put(_LoopEnded(error))
@@ -353,6 +400,7 @@ def _commands_about_the_past(past: TimeMachine) -> dict[str, Handler]:
     return {
         "snapshot": lambda given, progress: past.snapshot(given["name"]),
         "unsnapshot": lambda given, progress: past.remove_snapshot(given["name"]),
+        "moment": lambda given, progress: past.moment(given["when"]),
         "snapshots": lambda given, progress: past.snapshots(),
         "versions": lambda given, progress: past.versions(encode(given["path"])),
         "deleted": lambda given, progress: past.deleted(encode(given["path"]), progress),

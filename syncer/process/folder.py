@@ -7,6 +7,8 @@
     lock            held by the process that uses the directory
     control.sock    that process's socket, see `control`
     log             what a mount in the background has to say
+    view.log        the same of mounts of the past (mount --at)
+    view-*.sock     their sockets
 
 All of it is for its owner only: directories 0700, files 0600.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +37,12 @@ class DataFolder:
         self.lock_file = path / "lock"
         self.socket = path / "control.sock"
         self.log = path / "log"
+        self.view_log = path / "view.log"
+
+    def view_socket(self, mountpoint: Path) -> Path:
+        """The control socket of the process that shows a past state at a mount point."""
+        digest = hashlib.blake2b(os.fsencode(mountpoint), digest_size=8)
+        return self.path / f"view-{digest.hexdigest()}.sock"
 
     def require(self) -> None:
         """Raise MissingError, or ForeignError, if this is no data directory."""

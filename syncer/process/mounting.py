@@ -14,7 +14,7 @@ from syncer import binding
 from syncer.config import DEFAULT_LIMIT_BYTES, Config, setting_for
 from syncer.errors import ForeignError, MountError, UsageError
 from syncer.process import mounts
-from syncer.process.daemon import MountPlan
+from syncer.process.daemon import MountPlan, PastMoment
 from syncer.process.folder import DataFolder
 from syncer.remote import Location, parse
 from syncer.values import parse_size
@@ -24,7 +24,7 @@ _ONLY_ROOTS = ("dev", "suid")
 _FUSE_SETTINGS = Path("/etc/fuse.conf")
 
 
-def plan_mount(arguments: argparse.Namespace) -> MountPlan:
+def plan_mount(arguments: argparse.Namespace, at: PastMoment | None = None) -> MountPlan:
     """Check everything that can be checked without the remote.
 
     A mount point that a crashed mount left behind is cleared on the way. Raises SyncerError.
@@ -40,6 +40,8 @@ def plan_mount(arguments: argparse.Namespace) -> MountPlan:
     else:
         config = _known_config(folder, location, limit_bytes)
     options = _mount_options(arguments.options)
+    if at is not None:
+        options = (*options, "ro")
     for key in ("transport", "fuse", "writeback", "subtype", "show_snapshots"):
         if text := getattr(arguments, key):
             config = config.with_value(key, text)
@@ -57,6 +59,7 @@ def plan_mount(arguments: argparse.Namespace) -> MountPlan:
         is_new=is_new,
         fuse=fuse,
         options=options,
+        at=at,
         take_over=arguments.take_over,
         log_file=Path(os.path.abspath(arguments.log_file)) if arguments.log_file else None,
         verbose=arguments.verbose,

@@ -99,6 +99,12 @@ class TimeMachine:
         ]
         return {"snapshots": found}
 
+    def moment(self, text: str) -> dict[str, Any]:
+        """The closed epoch that is meant, and what it is called."""
+        self._close_epoch()
+        epoch = self._moments.find(text)
+        return {"epoch": epoch, "when": self._moments.written(epoch)}
+
     # Looking back
 
     def versions(self, path: bytes) -> dict[str, Any]:

@@ -53,7 +53,7 @@ _FOLDER_MODE = stat.S_IFDIR | 0o555
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """What a path in `.snapshots` leads to."""
 
     node: Node
@@ -101,16 +101,20 @@ class SnapshotVfs(Vfs):
         is_below = target == _PATH or target.startswith(_PATH + b"/")
         return is_below and self._tree.lookup(ROOT, NAME) is None
 
-    def _place(self, path: bytes) -> _Place:
+    def _place(self, path: bytes) -> Place:
         """What a path in `.snapshots` leads to; ENOENT, ENOTDIR, EINVAL."""
         _, *words = (part for part in path.split(b"/") if part)
         if not words:
-            return _Place(self._made_up(_FOLDER_MODE, None))
+            return Place(self._made_up(_FOLDER_MODE, None))
         if len(words) == 1:
             return self._moment(words[0])
         # The kernel follows a symlink itself, but knows a moment's name for an hour as what it was.
-        epoch, number = self._epoch(words[0]), ROOT
-        for word in words[1:]:
+        return self._descend(words[1:], self._epoch(words[0]))
+
+    def _descend(self, words: Sequence[bytes], epoch: int) -> Place:
+        """What these names led to, from the root of then on."""
+        number = ROOT
+        for word in words:
             found = self._history.lookup(number, word, epoch)
             if found is None:
                 self._fail_at(number, epoch)
@@ -118,21 +122,21 @@ class SnapshotVfs(Vfs):
         node = self._history.node(number, epoch)
         if node is None:
             raise _error(errno.ENOENT)
-        return _Place(node, epoch)
+        return Place(node, epoch)
 
     def _fail_at(self, number: int, epoch: int) -> NoReturn:
         node = self._history.node(number, epoch)
         raise _error(errno.ENOENT if node is None or node.is_dir else errno.ENOTDIR)
 
-    def _moment(self, word: bytes) -> _Place:
+    def _moment(self, word: bytes) -> Place:
         """The top folder of then, or the symlink to its time."""
         epoch = self._epoch(word)
         if word not in self._fixed:
-            return _Place(self._made_up(_LINK_MODE, self._moments.written(epoch).encode()))
+            return Place(self._made_up(_LINK_MODE, self._moments.written(epoch).encode()))
         root = self._history.node(ROOT, epoch)
         if root is None:
             raise _error(errno.EINVAL)
-        return _Place(root, epoch)
+        return Place(root, epoch)
 
     def _epoch(self, word: bytes) -> int:
         if (known := self._fixed.get(word)) is not None:
@@ -177,7 +181,7 @@ class SnapshotVfs(Vfs):
             if not place.epoch:
                 return self._moment_entries(after, limit)
             found = self._history.entries(place.node.id, after, limit, place.epoch)
-            return [(name, _Place(node, place.epoch).shown) for name, node in found]
+            return [(name, Place(node, place.epoch).shown) for name, node in found]
 
         return self.directories.open_past(entries, place.shown)
 
@@ -194,7 +198,7 @@ class SnapshotVfs(Vfs):
         for text, epoch in self._moments.listed(seen, limit - len(found)):
             root = self._history.node(ROOT, epoch)
             if root is not None:
-                found.append((text.encode(), _Place(root, epoch).shown))
+                found.append((text.encode(), Place(root, epoch).shown))
         return found
 
     def _root_entries(self, after: bytes, limit: int) -> Sequence[tuple[bytes, Node]]:
