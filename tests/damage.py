@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,28 @@ ME = Caller(0, 0)
 
 def noise(number: int, size_bytes: int) -> bytes:
     return random.Random(number).randbytes(size_bytes)
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def halve(path: Path) -> None:
+    """Cut a file."""
+    os.truncate(path, path.stat().st_size // 2)
+
+
+#: What may become of a file that holds a block or another object.
+HARM: dict[str, Callable[[Path], object]] = {
+    "flipped": flip,
+    "truncated": halve,
+    "swapped": lambda path: path.write_bytes(noise(77, path.stat().st_size)),
+    "missing": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+}
 
 
 @dataclass(frozen=True)

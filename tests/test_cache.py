@@ -175,7 +175,7 @@ def test_only_the_latest_damaged_files_are_kept(cache: Cache) -> None:
         block_id = bytes([number]) * 16
         cache.add(block_id, b"damaged")
         os.utime(cache.folder / f"{number:02x}" / block_id.hex(), (number, number))
-        cache.set_verified(block_id)
+        cache.set_verified(block_id, cache.stamp(block_id))
         cache.set_aside(block_id)
         assert not cache.has(block_id) and not cache.is_verified(block_id)
     kept = {path.name[:2] for path in (cache.folder / "damaged").iterdir()}

@@ -443,6 +443,7 @@ STATE = {
     "unpublished_epochs": 3,
     "stranded_changes": 0,
     "damaged_blocks": [],
+    "unreadable_files": [],
     "errors": [],
     "data": "/home/a/data",
     "mountpoint": "/home/a/mnt",
@@ -487,12 +488,20 @@ def test_trouble_is_shown_in_words() -> None:
     trouble = {
         "waiting": "1.2 GB wait for the server",
         "damaged_blocks": ["ab", "cd"],
+        "unreadable_files": ["/album/photo"],
         "errors": ["the disk is full"],
         "role": "follower",
         "remote": {"location": "h:", "state": "offline", "error": "no route to host"},
     }
     text = "\n".join(report.status_lines({**STATE, **trouble}))
-    for part in ("1.2 GB wait", "2 blocks", "the disk is full", "read-only", "no route to host"):
+    for part in (
+        "1.2 GB wait",
+        "2 blocks",
+        "/album/photo",
+        "the disk is full",
+        "read-only",
+        "no route to host",
+    ):
         assert part in text
 
 

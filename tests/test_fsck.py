@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from syncer.errors import SyncerError
 from syncer.maintain.fsck import REBUILT_KINDS
 from syncer.maintain.invariants import HISTORY, LEFTOVERS
 from syncer.metadata.tree import ROOT
-from tests.damage import Place, noise, read
+from tests.damage import HARM, Place, flip, halve, noise, read
 from tests.mounted import BINDINGS, CommandError, mounted
 from tests.mounted import ROOT as SOURCES
 
@@ -197,29 +196,7 @@ def _clean(place: Place) -> list[Path]:
     return [path for path in place.blocks() if path not in dirty]
 
 
-def _flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def _halve(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def _swap(path: Path) -> None:
-    path.write_bytes(noise(77, path.stat().st_size))
-
-
-def _delete(path: Path) -> None:
-    path.unlink()
-
-
-HARM = [_flip, _halve, _swap, _delete, lambda path: path.write_bytes(b"")]
-HARM_NAMES = ["flipped", "truncated", "swapped", "missing", "empty"]
-
-
-@pytest.mark.parametrize("harm", HARM, ids=HARM_NAMES)
+@pytest.mark.parametrize("harm", HARM.values(), ids=HARM)
 def test_bad_local_copies_of_what_the_server_has_are_fetched_again(
     place: Place, harm: Callable[[Path], None]
 ) -> None:
@@ -232,7 +209,7 @@ def test_bad_local_copies_of_what_the_server_has_are_fetched_again(
 
 
 @pytest.mark.expects_warnings
-@pytest.mark.parametrize("harm", HARM, ids=HARM_NAMES)
+@pytest.mark.parametrize("harm", HARM.values(), ids=HARM)
 def test_a_block_that_only_this_computer_had_is_lost_and_named(
     place: Place, harm: Callable[[Path], None]
 ) -> None:
@@ -271,7 +248,7 @@ def test_a_dirty_block_that_the_server_has_all_the_same_is_not_lost(place: Place
             " dirty_bytes = (SELECT sum(size) FROM block)"
         )
     for path in place.blocks():
-        _flip(path)
+        flip(path)
     assert place.fsck(repair=True, read_data=True).state == "repaired"
     assert place.fsck(read_data=True, remote=True).state == "clean"
     assert place.read_all() == place.files
@@ -300,7 +277,7 @@ def test_rows_and_files_of_blocks_are_made_to_match(place: Place) -> None:
 # The server
 
 
-@pytest.mark.parametrize("harm", HARM, ids=HARM_NAMES)
+@pytest.mark.parametrize("harm", HARM.values(), ids=HARM)
 def test_the_server_heals_from_local_copies(place: Place, harm: Callable[[Path], None]) -> None:
     for path in place.objects():
         harm(path)
@@ -317,14 +294,14 @@ def test_the_server_heals_from_local_copies(place: Place, harm: Callable[[Path],
 
 def test_a_length_alone_shows_most_damage_of_the_server(place: Place) -> None:
     for path in place.objects():
-        _halve(path)
+        halve(path)
     assert set(place.fsck(remote=True).kinds) == {"bad block on the server"}
 
 
 @pytest.mark.expects_warnings
 def test_what_is_good_nowhere_is_lost_and_named(place: Place) -> None:
     (island,) = [path for path in place.objects() if path.stat().st_size > BLOCK_BYTES]
-    _flip(island)
+    flip(island)
     (place.folder.blocks / island.name[:2] / island.name).unlink()
     found = place.fsck(remote=True, read_data=True)
     assert any("/album/2024/island" in one["text"] for one in found.findings)
@@ -345,7 +322,7 @@ def test_objects_that_nobody_names_are_left_alone(place: Place) -> None:
 
 
 @pytest.mark.parametrize("folder", ["log", "checkpoint"])
-@pytest.mark.parametrize("harm", HARM, ids=HARM_NAMES)
+@pytest.mark.parametrize("harm", HARM.values(), ids=HARM)
 def test_a_damaged_history_on_the_server_gets_a_new_checkpoint(
     place: Place, folder: str, harm: Callable[[Path], None]
 ) -> None:
@@ -358,7 +335,7 @@ def test_a_damaged_history_on_the_server_gets_a_new_checkpoint(
     for path in found:
         harm(path)
     state = place.fsck(remote=True).state
-    assert state == "damaged" or (folder, harm) == ("checkpoint", _delete)
+    assert state == "damaged" or (folder, harm) == ("checkpoint", HARM["missing"])
     assert place.fsck(remote=True, repair=True).left == 0
     assert place.fsck(remote=True, read_data=True).state == "clean"
     assert place.cloned_names() >= {b"photo", b"island"}
@@ -372,9 +349,9 @@ def test_a_repair_that_is_killed_is_done_by_the_next(place: Place) -> None:
     for kind in ("wrong link count", "content beyond the end", "node without a name"):
         _harm(place, HISTORY_DAMAGE[kind])
     bad, *good = _clean(place)
-    _flip(bad)
+    flip(bad)
     for path in good:
-        _halve(place.remote / "blocks" / path.name[:2] / path.name)
+        halve(place.remote / "blocks" / path.name[:2] / path.name)
     calls = 0
     while True:
         calls += 2
@@ -410,7 +387,7 @@ def test_a_mounted_collection_is_checked_and_its_copies_repaired(tmp_path: Path)
         mount.flush()
         assert "No damage" in mount.run("fsck", "--remote", "--read-data", mount.path)
         (block,) = (mount.data / "blocks").glob("??/*")
-        _flip(block)
+        flip(block)
         with pytest.raises(CommandError) as caught:
             mount.run("fsck", "--read-data", mount.path)
         assert caught.value.status == 17
@@ -419,7 +396,7 @@ def test_a_mounted_collection_is_checked_and_its_copies_repaired(tmp_path: Path)
         assert caught.value.status == 18
         assert (mount.path / "photo").read_bytes() == noise(1, 300_000)
         (stored,) = (Path(mount.remote) / "blocks").glob("??/*")
-        _halve(stored)
+        halve(stored)
         with pytest.raises(CommandError) as caught:
             mount.run("fsck", "--remote", "--repair", mount.path)
         assert caught.value.status == 18

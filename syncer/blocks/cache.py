@@ -38,6 +38,9 @@ _SYNCFS_FILES = 16
 #: Damaged copies that are kept; they are outside the limit, so they must stay few.
 _DAMAGED_FILES = 8
 
+Stamp = tuple[int, int, int]
+"""A file's inode, length and time of change."""
+
 _BLOCK_NAME = re.compile(r"[0-9a-f]{32}")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -67,7 +70,7 @@ class Cache:
         # nobody learns of it; so the front has no maximum of its own.
         self._front: cachetools.LRUCache[bytes, None] = cachetools.LRUCache(math.inf)
         self._uses = 0
-        self._verified: cachetools.LRUCache[bytes, None] = cachetools.LRUCache(_VERIFIED_BLOCKS)
+        self._verified: cachetools.LRUCache[bytes, Stamp] = cachetools.LRUCache(_VERIFIED_BLOCKS)
         if is_owner:
             with _translated(self._base):
                 self._make_folders()
@@ -173,13 +176,13 @@ class Cache:
             path = self._path(block_id)
             with contextlib.suppress(MissingError), _translated(path):
                 os.unlink(path)
-            self.set_verified(block_id, False)
+            self.set_verified(block_id, None)
 
     def move(self, block_id: bytes, target: Path) -> None:
         """Take a block's file out of the cache, for good."""
         with contextlib.suppress(MissingError), _translated(self._base):
             os.rename(self._path(block_id), target)
-        self.set_verified(block_id, False)
+        self.set_verified(block_id, None)
 
     def set_aside(self, block_id: bytes) -> None:
         """Move a damaged file out of the way."""
@@ -189,7 +192,7 @@ class Cache:
             kept.sort(key=os.path.getmtime)
             for path in kept[:-_DAMAGED_FILES]:
                 os.unlink(path)
-        self.set_verified(block_id, False)
+        self.set_verified(block_id, None)
 
     def sync(self, block_ids: Iterable[bytes]) -> list[bytes]:
         """Make these files and their names power-safe; returns those that were there.
@@ -223,15 +226,27 @@ class Cache:
             finally:
                 os.close(descriptor)
 
-    def is_verified(self, block_id: bytes) -> bool:
-        """Whether this process has seen that the file matches its id."""
-        with self._lock:
-            return block_id in self._verified
+    def stamp(self, block_id: bytes) -> Stamp | None:
+        """What tells that a block's file is another one, or was written to; None: there is none."""
+        try:
+            found = os.stat(self._path(block_id))
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_ctime_ns
 
-    def set_verified(self, block_id: bytes, verified: bool = True) -> None:
+    def is_verified(self, block_id: bytes) -> bool:
+        """Whether this process has seen that the file, as it is now, matches its id."""
         with self._lock:
-            if verified:
-                self._verified[block_id] = None
+            verified = self._verified.get(block_id)
+        # Somebody else may have written to it, and the length alone matters: what is missing of a
+        # block reads as zeros.
+        return verified is not None and verified == self.stamp(block_id)
+
+    def set_verified(self, block_id: bytes, stamp: Stamp | None) -> None:
+        """The file matches its id, as it was when it had this stamp; None: it is not known to."""
+        with self._lock:
+            if stamp is not None:
+                self._verified[block_id] = stamp
             else:
                 self._verified.pop(block_id, None)
 

@@ -106,7 +106,7 @@ class Blocks(Ledger):
             except BaseException:
                 budget.cancel(reserved)
                 raise
-            self.cache.set_verified(block_id)
+            self.cache.set_verified(block_id, self.cache.stamp(block_id))
             if was_charged:
                 self._mark_unsynced(block_id)
         with self._lock:
@@ -125,9 +125,10 @@ class Blocks(Ledger):
             return self.cache.has(block_id)
         # Better compared than overwritten: what a durable row names may be this very file, and
         # a new one would not be power-safe.
+        stamp = self.cache.stamp(block_id)
         if self._read_file(block_id) != data:
             return False
-        self.cache.set_verified(block_id)
+        self.cache.set_verified(block_id, stamp)
         return True
 
     def _mark_unsynced(self, block_id: bytes) -> None:
@@ -214,18 +215,19 @@ class Blocks(Ledger):
         A file is verified when this process uses it for the first time. A damaged one is set
         aside; but not that of a dirty block, of which it may be the only copy.
         """
+        stamp = self.cache.stamp(block_id)
         content = self._read_file(block_id)
         if content is None or self.cache.is_verified(block_id):
             return content
         if self._matches(block_id, content):
-            self.cache.set_verified(block_id)
+            self.cache.set_verified(block_id, stamp)
             return content
         self._set_aside(block_id)
         return None
 
     def distrust(self, block_id: bytes) -> None:
         """Have the local file verified anew when it is next used."""
-        self.cache.set_verified(block_id, False)
+        self.cache.set_verified(block_id, None)
 
     def _read_file(self, block_id: bytes) -> bytes | None:
         try:

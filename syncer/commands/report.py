@@ -46,6 +46,7 @@ STATUS_KEYS = {
     "published_epoch": "number of the last step of history on the server",
     "unpublished_epochs": "steps of history that the server does not know yet",
     "stranded_changes": "of a displaced writer: changes that stay on this computer",
+    "unreadable_files": "files that could not be read lately, since no copy of a block is good",
     "damaged_blocks": "ids of blocks whose only copy is damaged",
     "errors": "errors of the mounted process that persist",
     "pid": "the mounted process; 0 if not mounted",
@@ -89,6 +90,10 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         lines.append(f"  writers   wait: {status['waiting']}")
     if status["damaged_blocks"]:
         lines.append(f"  damaged   {len(status['damaged_blocks']):,} blocks have no good copy")
+    lines += [
+        f"  damaged   {_printable(path)}: no good copy of a part; see syncer fsck --remote"
+        for path in status["unreadable_files"]
+    ]
     lines += [f"  error     {error}" for error in status["errors"]]
     return lines
 

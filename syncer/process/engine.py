@@ -363,6 +363,9 @@ class Engine:
             "unpublished_epochs": exchange.unpublished,
             "stranded_changes": exchange.stranded,
             "damaged_blocks": [block_id.hex() for block_id, _ in transfer.uploads.damaged],
+            "unreadable_files": sorted(
+                path for path, _ in list(self.vfs.files.unreadable.values())
+            ),
             "errors": self._errors(transfer.last_worker_failure),
             "pid": os.getpid(),
             "data": str(self.folder.path),

@@ -31,6 +31,8 @@ _DAY_NS = 86_400 * 10**9
 _PATCH_NS = 10 * 10**9
 #: More than are closed at once: one by each of libfuse's threads, some times over.
 _CLOSED_FILES = 1024
+#: Files without a good copy that are told of.
+_UNREADABLE_FILES = 100
 
 
 @dataclass
@@ -75,6 +77,8 @@ class Files:
         #: Has the kernel write back and forget what it keeps of these paths, and tells whether it
         #: did so in time; set by the binding.
         self.drop_caches: Callable[[list[bytes]], bool] = lambda paths: True
+        #: node -> (path, offset) of files with content that could be had nowhere when it was read.
+        self.unreadable: dict[int, tuple[str, int]] = {}
         self.lock = threading.RLock()
         self._shared = Shared(inline_limit_bytes, inline_total_bytes)
         self._files: dict[int, OpenFile] = {}
@@ -82,6 +86,10 @@ class Files:
         self._numbers = itertools.count(1)
         #: When the last handle of a node was closed, for those that were closed lately.
         self._closed_at: dict[int, float] = {}
+
+    def unreadable_paths(self) -> list[str]:
+        """The files with content that could be had nowhere when it was read."""
+        return sorted(path for path, _ in list(self.unreadable.values()))
 
     def is_open(self, number: int) -> bool:
         """Whether any handle leads to this node."""
@@ -220,10 +228,17 @@ class Files:
         try:
             if file.size > self._shared.inline_limit_bytes:
                 self._foresee(opened, offset, len(target), is_first)
-            return file.read_into(target, offset)
+            count = file.read_into(target, offset)
         except (CorruptError, MissingError) as error:
             path = os.fsdecode(self._tree.path_of(file.node_id))
+            if len(self.unreadable) < _UNREADABLE_FILES:
+                self.unreadable[file.node_id] = path, offset
             raise type(error)(f"{path}: {error}") from error
+        if self.unreadable:
+            _, failed = self.unreadable.get(file.node_id, ("", -1))
+            if offset <= failed < offset + count:
+                self.unreadable.pop(file.node_id, None)
+        return count
 
     def _foresee(self, opened: _Handle, offset: int, size: int, is_first: bool) -> None:
         """Ask for what will be read next, and for no more than its beginning of what may not."""
