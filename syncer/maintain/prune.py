@@ -256,12 +256,15 @@ class Pruner:
                 self._failure = error
                 self._changed.notify_all()
             return
-        self._pause_seconds = _IDLE_SECONDS if is_done else _POLL_SECONDS
+        self._pause_seconds = self._idle_seconds() if is_done else _POLL_SECONDS
         with self._changed:
             self._failure = None
             if is_done:
                 self._served = asked
             self._changed.notify_all()
+
+    def _idle_seconds(self) -> float:
+        return min(_IDLE_SECONDS, self._config().prune_seconds) if self._policy() else _IDLE_SECONDS
 
     def _work(self) -> bool:
         """Do what there is to do; False if it has to wait for the publisher."""
