@@ -12,6 +12,7 @@ import pytest
 
 from syncer.blocks.fetch import block_key, trash_key
 from syncer.errors import AccessError, DisplacedError, MissingError, OfflineError, UsageError
+from syncer.maintain.mending import _mend_epochs
 from syncer.maintain.policy import Policy
 from syncer.metadata import pruning
 from syncer.metadata.history import PrunedError
@@ -538,3 +539,20 @@ def test_nothing_goes_while_the_server_is_away(rig: PruneRig) -> None:
 def test_too_many_kept_moments_are_refused(rig: PruneRig) -> None:
     with pytest.raises(UsageError), rig.db.transaction():
         pruning.decide(rig.tree, 10**6, range(1, pruning.MAX_KEPT + 2))
+
+
+def test_a_repair_fills_gaps_in_the_history_but_not_those_of_a_prune(rig: PruneRig) -> None:
+    for number in range(6):
+        rig.write(b"/file", content(number))
+        rig.advance()
+    rig.prune()
+    for number in range(3):
+        rig.write(b"/file", content(number))
+        rig.advance()
+    there = "SELECT seq FROM epoch ORDER BY seq"
+    before = rig.db.query(there)
+    assert before[-1][0] - before[0][0] >= len(before) or before[0][0] > 1
+    with rig.db.transaction():
+        rig.db.execute("DELETE FROM epoch WHERE seq = ?", (before[-2][0],))
+        _mend_epochs(rig.db)
+    assert rig.db.query(there) == before

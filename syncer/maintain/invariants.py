@@ -17,6 +17,7 @@ from syncer.maintain.named import path_of
 from syncer.maintain.totals import wrong_totals
 from syncer.metadata.contents import RUN_BLOCKS
 from syncer.metadata.db import Reader, Row
+from syncer.metadata.pruning import may_lack
 from syncer.metadata.tree import ROOT, node_base
 
 _KIND = stat.S_IFMT(0o177777)
@@ -180,7 +181,7 @@ PAST = (
         "impossible past",
         f"SELECT {ROOT}, seq FROM (SELECT seq, time_ns, lag(seq) OVER (ORDER BY seq) AS before,"
         " lag(time_ns) OVER (ORDER BY seq) AS time FROM epoch)"
-        " WHERE seq != before + 1 OR time_ns < time OR seq < 1",
+        f" WHERE (seq != before + 1 AND NOT {may_lack('seq - 1')}) OR time_ns < time OR seq < 1",
         "epoch {1} does not follow the one before it",
     ),
 )

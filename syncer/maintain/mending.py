@@ -18,6 +18,7 @@ from syncer.maintain.invariants import LINKS, ROWS, STRUCTURE
 from syncer.metadata.contents import INLINE_RUN, RUN_BLOCKS, Contents
 from syncer.metadata.db import Database, Row
 from syncer.metadata.epochs import Epochs
+from syncer.metadata.pruning import may_lack
 from syncer.metadata.tree import ROOT, Node, Tree
 
 LOST_AND_FOUND = b"lost+found"
@@ -298,14 +299,16 @@ _KEYS = {
 
 def _mend_epochs(db: Database) -> None:
     db.execute("DELETE FROM epoch WHERE seq < 1")
+    # From behind, down to where moments may have been pruned.
     gaps = (
         "SELECT seq, before FROM (SELECT seq, lag(seq) OVER (ORDER BY seq) AS before FROM epoch)"
-        " WHERE seq != before + 1 LIMIT 1"
+        f" WHERE seq != before + 1 AND NOT {may_lack('seq - 1')} LIMIT 1"
     )
     while rows := db.query(gaps):
+        seq, before = rows[0]
         db.execute(
-            "INSERT INTO epoch SELECT seq + 1, machine, counter, time_ns FROM epoch WHERE seq = ?",
-            (rows[0][1],),
+            "INSERT INTO epoch SELECT ?, machine, counter, time_ns FROM epoch WHERE seq = ?",
+            (seq - 1, before),
         )
     db.execute(
         "UPDATE epoch SET time_ns = latest FROM (SELECT seq AS number,"

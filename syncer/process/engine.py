@@ -455,5 +455,6 @@ class Engine:
         self._cache.budget.set_limits(self.config.limit_bytes, self.config.min_free_bytes)
         self._tree.pins.loosen()
         self._keeper.hurry()
+        self.pruner.kick()
         self._fetcher.limit.set(self.config.download_bytes_per_second)
         self._transfer.uploads.limit.set(self.config.upload_bytes_per_second)
