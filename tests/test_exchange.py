@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import stat
@@ -48,6 +49,7 @@ from syncer.metadata.contents import Contents
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
 from syncer.metadata.tree import ROOT, Node, Tree
+from syncer.remote.base import Payload
 from tests.memory_remote import MemoryRemote
 
 
@@ -437,6 +439,31 @@ def test_a_crash_while_publishing_does_no_harm(
     assert all(one[1] + 1 == other[0] for one, other in itertools.pairwise(spans))
 
 
+def test_a_segment_whose_answer_was_lost_is_published_once(
+    laptop: Machine, machines: Callable[[str], Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line is cut after the server has stored it, and before this machine learns of it."""
+    put = laptop.remote.put
+
+    def put_and_lose_the_answer(key: str, data: Payload) -> None:
+        put(key, data)
+        if key.startswith("log/"):
+            raise OfflineError("cut")
+
+    laptop.epoch(b"a")
+    monkeypatch.setattr(laptop.remote, "put", put_and_lose_the_answer)
+    with pytest.raises(OfflineError):
+        laptop.exchange.publish_once()
+    monkeypatch.undo()
+    # By the next attempt there is more to publish.
+    laptop.epoch(b"b")
+    laptop.publish()
+    segments = [key for key in laptop.remote.objects if key.startswith("log/")]
+    spans = sorted(filter(None, (parse_span(key.rpartition("/")[2]) for key in segments)))
+    assert all(one[1] + 1 == other[0] for one, other in itertools.pairwise(spans))
+    assert machines("clone").names() == {b"a", b"b"}
+
+
 class Crash(BaseException):
     """The process ended here."""
 
@@ -455,27 +482,137 @@ def test_what_is_published_is_power_safe_first(
         laptop.remote, "put", lambda key, data: (calls.append(key.split("/")[0]), put(key, data))
     )
     laptop.publish()
-    assert calls == ["machines", "sync", "log"]
+    assert calls == ["sync", "writers", "machines", "sync", "log"]
 
 
-def test_a_copied_data_directory_notices(laptop: Machine, tmp_path: Path) -> None:
+def copy_of(machine: Machine, path: Path) -> Machine:
+    """The data directory as it is on the disk, under another path."""
+    machine.db.close()
+    path.write_bytes(machine.path.read_bytes())
+    machine.open()
+    return Machine(path, machine.remote, "copy")
+
+
+def test_a_copied_data_directory_gets_a_machine_id_of_its_own(
+    laptop: Machine, tmp_path: Path
+) -> None:
     laptop.epoch(b"a")
     laptop.publish()
-    laptop.db.close()
-    copy_path = tmp_path / "copy.db"
-    copy_path.write_bytes(laptop.path.read_bytes())
-    laptop.open()
+    copy = copy_of(laptop, tmp_path / "copy.db")
     laptop.epoch(b"b")
     laptop.publish()
-    copy = Machine(copy_path, laptop.remote, "copy")
     copy.epoch(b"c")
-    before = laptop.remote.objects
+    logged = {key for key in laptop.remote.objects if key.startswith("log/")}
     with closing(copy.db):
         with pytest.raises(DisplacedError, match="copy"):
             copy.exchange.publish_once()
         assert copy.exchange.role == "displaced"
         assert copy.exchange.status().stranded
-    assert laptop.remote.objects == before
+        assert copy.meta("machine") != laptop.meta("machine")
+        copy.reopen()
+        assert copy.exchange.role == "displaced", "what it has of its own is kept"
+        assert b"c" in copy.names()
+        # It can neither publish nor delete.
+        for call in (copy.exchange.step, copy.exchange.publish_once, copy.exchange.checkpoint):
+            with pytest.raises(DisplacedError):
+                call()
+    assert {key for key in laptop.remote.objects if key.startswith("log/")} == logged
+    laptop.epoch(b"d")
+    laptop.publish()
+    assert laptop.exchange.role == "writer"
+
+
+def test_a_writer_whose_copy_began_later_is_the_one_that_goes(
+    laptop: Machine, tmp_path: Path
+) -> None:
+    laptop.epoch(b"a")
+    laptop.publish()
+    copy = copy_of(laptop, tmp_path / "copy.db")
+    with closing(copy.db):
+        # As after a restart, so it is taken for the machine itself.
+        copy.epoch(b"c")
+        copy.publish()
+        laptop.epoch(b"b")
+        with pytest.raises(DisplacedError, match="copy"):
+            laptop.publish()
+        copy.epoch(b"d")
+        copy.publish()
+        assert copy.exchange.role == "writer"
+    assert laptop.exchange.role == "displaced"
+
+
+def test_a_copy_without_changes_of_its_own_follows(laptop: Machine, tmp_path: Path) -> None:
+    laptop.epoch(b"a")
+    laptop.publish()
+    copy = copy_of(laptop, tmp_path / "copy.db")
+    laptop.epoch(b"b")
+    laptop.publish()
+    with closing(copy.db):
+        with pytest.raises(DisplacedError):
+            copy.exchange.step()
+        copy.reopen()
+        copy.exchange.step()
+        assert copy.exchange.role == "follower"
+        assert copy.names() == {b"a", b"b"}
+        copy.exchange.take_over()
+        copy.reopen()
+        copy.epoch(b"e")
+        copy.publish()
+        with pytest.raises(DisplacedError):
+            laptop.exchange.check_writer()
+
+
+def test_a_copied_follower_gets_a_machine_id_of_its_own(
+    laptop: Machine, machines: Callable[[str], Machine], tmp_path: Path
+) -> None:
+    laptop.epoch(b"a")
+    laptop.publish()
+    clone = machines("clone")
+    clone.exchange.step()
+    copy = copy_of(clone, tmp_path / "copy.db")
+    with closing(copy.db):
+        copy.exchange.step()
+        clone.exchange.step()
+        laptop.epoch(b"b")
+        laptop.publish()
+        for each in (copy, clone):
+            each.exchange.step()
+            assert each.exchange.role == "follower"
+            assert each.names() == {b"a", b"b"}
+        assert copy.meta("machine") != clone.meta("machine")
+
+
+@pytest.mark.parametrize("call", ["list", "put", "delete"])
+def test_a_crash_while_a_mark_is_left_makes_no_copy_of_anyone(laptop: Machine, call: str) -> None:
+    laptop.epoch(b"a")
+    laptop.publish()
+    for times in range(1, 4):
+        laptop.reopen()
+        laptop.remote.fail(call, OfflineError("cut"), times)
+        for _ in range(times):
+            with contextlib.suppress(OfflineError):
+                laptop.exchange.publish_once()
+            laptop.remote.check()
+        laptop.reopen()
+        laptop.publish()
+        assert laptop.exchange.role == "writer"
+
+
+def test_a_remote_that_was_restored_makes_no_copy_of_anyone(laptop: Machine) -> None:
+    laptop.epoch(b"a")
+    laptop.publish()
+    backup = laptop.remote.objects
+    laptop.reopen()
+    laptop.epoch(b"b")
+    laptop.publish()
+    for key in laptop.remote.objects.keys() - backup.keys():
+        laptop.remote.delete(key)
+    for key, content in backup.items():
+        laptop.remote.put(key, content)
+    laptop.reopen()
+    laptop.epoch(b"c")
+    laptop.publish()
+    assert laptop.exchange.role == "writer"
 
 
 def test_a_remote_that_lost_its_log_gets_a_checkpoint(

@@ -24,6 +24,7 @@ from syncer.errors import (
     UsageError,
 )
 from syncer.exchange.checkpoint import Backlog, Checkpoints
+from syncer.exchange.identity import Identity
 from syncer.exchange.incoming import Touched
 from syncer.exchange.publish import Publisher
 from syncer.exchange.recover import AppliedHook, BehindError, Follower, reload
@@ -112,6 +113,8 @@ class Exchange:
         self._follower = Follower(db, remote, info, self._writers)
         self._publisher = Publisher(db, epochs, remote, info, journaled)
         self._checkpoints = Checkpoints(db, remote, info)
+        self._identity = Identity(db, remote, self._writers)
+        self._is_identified = False
         self._is_adopted = False
         self._is_settled = False
         self._looked_at = 0.0
@@ -119,6 +122,13 @@ class Exchange:
         # Set under _turn, read by `status` without it.
         self._writer_name = ""
         self._error = ""
+        self._follow_if_nothing_is_stranded()
+
+    def _follow_if_nothing_is_stranded(self) -> None:
+        """A displaced writer without changes of its own is a follower like any other."""
+        is_even = self._publisher.newest_closed() <= self._db.get_meta("published")
+        if self.role == "displaced" and is_even and not self._db.query("SELECT 1 FROM outbox"):
+            self._db.set_meta("role", "follower")
 
     @property
     def role(self) -> str:
@@ -182,12 +192,18 @@ class Exchange:
         """
         with self._turn:
             if not self._is_adopted:
+                self._identify()
                 self.check_writer()
                 if not self._publisher.adopt():
-                    self._displace(_COPY)
+                    self._renew_identity()
                 self._is_adopted = True
             self._note_machine()
-            is_published = self._publisher.publish(self.check_writer)
+            try:
+                is_published = self._publisher.publish(self.check_writer)
+            except SyncerError:
+                # Perhaps the remote has the segment, and only its answer was lost.
+                self._is_adopted = False
+                raise
             if time.monotonic() - self._looked_at >= _LOOK_SECONDS:
                 self.check_writer()
             return is_published
@@ -199,6 +215,8 @@ class Exchange:
         with self._turn:
             chain = self._writers.look()
             self._looked_at = time.monotonic()
+            if self._is_identified and self._identity.is_shared():
+                self._renew_identity()
             generation: int = self._db.get_meta("generation")
             newest = chain.newest
             if newest is None or newest.generation < generation:
@@ -215,6 +233,33 @@ class Exchange:
                 self._displace(_COPY)
             self._settle(chain)
             self._displace(f"{newest.name} has become the repository's writer")
+
+    def _identify(self) -> None:
+        """Make sure, once, that no other data directory has this machine's id."""
+        if not self._is_identified and not self._identity.begin():
+            self._renew_identity()
+        self._is_identified = True
+
+    def _renew_identity(self) -> None:
+        """This is a copy: go on under a new machine id, with all that is here.
+
+        A writer is displaced, which raises DisplacedError: the other one goes on in its place.
+        Where that leaves nothing stranded, it is a follower from the next start on.
+        """
+        machine = new_machine(self._remote)
+        was_writer = self.role == "writer"
+        with self._db.transaction():
+            self._db.set_meta("machine", machine)
+            self._db.set_meta("marks", "")
+            if was_writer:
+                self._db.set_meta("role", "displaced")
+        log.info("%s: it is now machine %016x", _COPY, machine)
+        self._is_identified = self._identity.begin()
+        self._noted_at = None
+        self._note_machine()
+        if was_writer:
+            self._is_settled = True
+            self._displace(_COPY)
 
     def _displace(self, reason: str) -> NoReturn:
         if self.role == "writer":
@@ -244,6 +289,7 @@ class Exchange:
                     "this data directory has changes that are not in the repository's history;"
                     " make a new clone to take over"
                 )
+            self._identify()
             self.follow()
             self._renumber()
             machine: int = self._db.get_meta("machine")
@@ -276,6 +322,8 @@ class Exchange:
         if shares_numbers(self._remote, machine):
             machine = new_machine(self._remote)
             self._db.set_meta("machine", machine)
+            self._db.set_meta("marks", "")
+            self._identity.begin()
             note_machine(self._remote, machine, self._name, "follower", 0)
 
     def _next_node(self, machine: int) -> int:
@@ -306,8 +354,12 @@ class Exchange:
         with self._turn:
             if self.role != "follower":
                 return False
+            self._identify()
             self._note_machine()
-            return self._follow()
+            is_new = self._follow()
+            if self._identity.is_shared():
+                self._renew_identity()
+            return is_new
 
     def _follow(self, *, as_claimant: bool = False) -> bool:
         before = self._db.get_meta("published")

@@ -6,6 +6,8 @@ goes up by one, in two steps:
     writers/00000002         the claim: which machine; created exclusively, so only one wins
     writers/00000002.start   the start: after which epoch of which generation it goes on
 
+Beside them lie marks, which keep two data directories from using one machine id: see `identity`.
+
 The new writer claims, then follows the log to its end, then writes the start. The former writer
 puts a segment, then looks whether somebody has claimed, and counts the segment as published only
 if nobody has. So a segment that it counted was there before the claim, and the new writer sees
@@ -210,6 +212,8 @@ class Writers:
         # What is under writers/ never changes once it is there.
         self._claims: dict[int, Claim] = {}
         self._starts: dict[int, tuple[int, int, str]] = {}
+        # As of the last look.
+        self._marks: set[tuple[int, str]] = set()
 
     def look(self) -> Chain:
         """The chain as it is now: one listing, and each object in it is read only once.
@@ -219,6 +223,8 @@ class Writers:
         names = [entry.name for entry in self._remote.list("writers")]
         if len(names) > 2 * _MAX_GENERATIONS:
             raise CorruptError("writers/ holds impossibly many objects")
+        marks = (re.fullmatch(r"([0-9a-f]{16})\.([0-9a-f]{32})", name) for name in names)
+        self._marks = {(int(mark[1], 16), mark[2]) for mark in marks if mark}
         for name in names:
             match = re.fullmatch(r"([0-9]{8})(\.start)?", name)
             if match is None or not int(match[1]):
@@ -233,6 +239,10 @@ class Writers:
             return Chain(self._claims.get(self._until), links)
         newest = self._claims[max(self._claims)] if self._claims else None
         return Chain(newest, self._links())
+
+    def marks(self, machine: int) -> set[str]:
+        """The tokens of a machine's marks as of the last look; see `identity`."""
+        return {token for owner, token in self._marks if owner == machine}
 
     def _links(self) -> tuple[Link, ...]:
         settled = self._starts.keys() & self._claims.keys()
@@ -314,3 +324,8 @@ class Writers:
 
 def _key(generation: int) -> str:
     return f"writers/{generation:08d}"
+
+
+def mark_key(machine: int, token: str) -> str:
+    """Where a data directory at work leaves its mark."""
+    return f"writers/{machine:016x}.{token}"

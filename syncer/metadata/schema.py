@@ -236,6 +236,7 @@ META_KEYS = frozenset(
         "uuid",  # the repository's, text
         "seed",  # of all hashes, integer
         "machine",  # this data directory's machine id, 63 bits
+        "marks",  # the tokens that data directories under this id may have left, see `identity`
         "next_node",  # the next node number this machine hands out
         "generation",  # of the writer whose history this database holds
         "writer",  # that writer's machine id

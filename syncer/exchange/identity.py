@@ -1,0 +1,71 @@
+"""One machine id, one data directory: a copy, or one that was restored from a backup, is noticed.
+
+Each process that works with a data directory leaves a mark beside the chain of writers:
+
+    writers/<machine>.<token>      empty; the token is random, and is noted in the database first
+
+The next one finds a mark that its database knows, leaves its own and removes the former. A mark
+that the database does not know is another data directory's under the same machine id, which began
+later than this one was copied, or than it was backed up. Whoever finds one must take a new machine
+id. As each look at the chain of writers lists the marks as well, this shows before and after each
+segment.
+
+The order, and what a crash after each step leaves:
+
+1. Look: a mark that is not known ends it here.
+2. The new token is noted and synced. Crash: a token that no mark has, which does no harm.
+3. The mark is put. Crash: two marks, both known.
+4. Look again: of two that begin at once, each sees the other's mark, and both go.
+5. The former marks are removed. Crash: as after step 3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+
+from syncer.errors import AccessError
+from syncer.exchange.writers import Writers, mark_key
+from syncer.metadata.db import Database
+from syncer.remote.base import Remote
+
+#: Former tokens that are remembered, as the remote's disk may be restored from a backup, too.
+_REMEMBERED = 64
+
+
+class Identity:
+    """Whether this data directory may act under its machine's id. Used by one thread at a time."""
+
+    def __init__(self, db: Database, remote: Remote, writers: Writers) -> None:
+        self._db = db
+        self._remote = remote
+        self._writers = writers
+
+    def begin(self) -> bool:
+        """Leave a mark; False if another data directory has this machine's id."""
+        self._writers.look()
+        if self.is_shared():
+            return False
+        machine: int = self._db.get_meta("machine")
+        former = self._writers.marks(machine)
+        token = secrets.token_hex(16)
+        forgotten = [known for known in self._known() if known not in former]
+        tokens = [*forgotten[-_REMEMBERED:], *former, token]
+        self._db.set_meta("marks", " ".join(tokens))
+        self._db.sync()
+        # A follower may have no right to write; then it can't claim to be the writer either.
+        with contextlib.suppress(AccessError):
+            self._remote.put(mark_key(machine, token), b"")
+            self._writers.look()
+            if self.is_shared():
+                return False
+            for other in former:
+                self._remote.delete(mark_key(machine, other))
+        return True
+
+    def is_shared(self) -> bool:
+        """Whether the last look at the chain has found an unknown mark under this machine's id."""
+        return not self._writers.marks(self._db.get_meta("machine")) <= set(self._known())
+
+    def _known(self) -> list[str]:
+        return str(self._db.get_meta("marks", "")).split()
