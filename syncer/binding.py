@@ -308,6 +308,8 @@ class _Common:
         Each entry goes with the number of the next one. With 0 instead, libfuse would keep the
         whole directory in memory and look every name up once more.
         """
+        if offset == 0:
+            self.operations.rewind(handle)
         if offset < 2:
             for number, node in enumerate(self.operations.dot_entries(handle)):
                 if number >= offset and fill(b"." * (number + 1), node, number + 1):
@@ -315,7 +317,7 @@ class _Common:
         position = max(0, offset - 2)
         is_full = False
         while not is_full:
-            rows = self.operations.entries(handle, position, _ENTRIES_PER_CALL)
+            position, rows = self.operations.entries(handle, position, _ENTRIES_PER_CALL)
             delivered: list[bytes] = []
             for name, node in rows:
                 if fill(name, node, position + len(delivered) + 3):

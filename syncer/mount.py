@@ -152,8 +152,13 @@ class Operations:
     def copy(self, source: int, offset: int, target: int, position: int, length: int) -> int:
         return self._vfs.copy(source, offset, target, position, length)
 
-    def entries(self, handle: int, offset: int, limit: int) -> list[tuple[bytes, Node]]:
-        return self._vfs.directories.read(handle, offset, limit)
+    def rewind(self, handle: int) -> None:
+        self._vfs.directories.rewind(handle)
+
+    def entries(self, handle: int, offset: int, limit: int) -> tuple[int, list[tuple[bytes, Node]]]:
+        """(number of the first entry, entries that follow the one before number `offset`)."""
+        found = self._vfs.directories.read(handle, offset, limit)
+        return self._vfs.directories.number(handle), found
 
     def delivered(self, handle: int, names: list[bytes]) -> None:
         self._vfs.directories.delivered(handle, names)

@@ -299,6 +299,37 @@ def test_a_listing_goes_on_where_it_was_while_names_come_and_go(rig: VfsRig) -> 
     rig.vfs.directories.release(handle)
 
 
+@pytest.mark.parametrize("change", [False, True])
+def test_a_place_in_a_listing_can_be_returned_to(rig: VfsRig, change: bool) -> None:
+    """seekdir: back and forth, also after names came and went."""
+    names = [b"%03d" % number for number in range(300)]
+    for name in names:
+        rig.make(b"/" + name)
+    handle = rig.vfs.opendir(b"/")
+    directories = rig.vfs.directories
+
+    def read(offset: int, count: int) -> tuple[list[bytes], int]:
+        """`count` names from after number `offset` on, and the number of what comes next."""
+        found: list[bytes] = []
+        while len(found) < count and (rows := directories.read(handle, offset, 20)):
+            offset = directories.number(handle) + len(rows)
+            directories.delivered(handle, [name for name, _ in rows])
+            found += [name for name, _ in rows]
+        return found[:count], offset
+
+    assert read(0, 1000)[0] == names
+    if change:
+        rig.vfs.unlink(b"/105")
+        rig.make(b"/105-new")
+        names[105] = b"105-new"
+    for start in (100, 250, 40, 280, 120):
+        assert read(start, 20)[0] == names[start : start + 20]
+    # And on from where that ended.
+    found, after = read(90, 40)
+    assert found + read(after, 1000)[0] == names[90:]
+    directories.release(handle)
+
+
 # Many threads
 
 

@@ -22,14 +22,24 @@ Entries = Callable[[bytes, int], Sequence[tuple[bytes, Node]]]
 
 @dataclass
 class _Listing:
-    """An open directory. `shown` has the names in order, so that an offset can be resumed."""
+    """An open directory. Entries are numbered in the order in which they are shown: that numbered
+    `n` has the name `shown[n]`, for seekdir. Who goes back and finds other names gets new numbers
+    for them, so those that a program noted before stay true until it begins anew."""
 
     entries: Entries
     dots: Callable[[], tuple[Node, Node]]
     shown: list[bytes] = field(default_factory=list)
+    #: What comes after number `rows_at`, and the number that the first of it gets.
     rows: Sequence[tuple[bytes, Node]] = ()
     rows_at: int = 0
+    number: int = 0
     name_changes: int = -1
+
+    def number_rows(self) -> None:
+        """Give new rows their numbers: again those that they had, if all are as they were."""
+        again = self.shown[self.rows_at : self.rows_at + len(self.rows)]
+        as_before = again == [name for name, _ in self.rows[: len(again)]]
+        self.number = self.rows_at if as_before else len(self.shown)
 
 
 class Directories:
@@ -62,25 +72,35 @@ class Directories:
         self._listings[handle] = listing
         return handle
 
+    def rewind(self, handle: int) -> None:
+        """The reading begins anew, and so do the numbers."""
+        self._listings[handle].shown.clear()
+
     def read(self, handle: int, offset: int, limit: int) -> list[tuple[bytes, Node]]:
         """Up to `limit` entries from number `offset` on, without "." and ".."."""
         listing = self._listings[handle]
-        del listing.shown[offset:]
+        offset = min(offset, len(listing.shown))
         if listing.name_changes != self._tree.name_changes or listing.rows_at != offset:
             listing.rows = ()
         if not listing.rows:
             listing.name_changes = self._tree.name_changes
-            after = listing.shown[-1] if listing.shown else b""
+            after = listing.shown[offset - 1] if offset else b""
             listing.rows = listing.entries(after, _ROWS)
             listing.rows_at = offset
+            listing.number_rows()
         return [(name, self._files.overlaid(node)) for name, node in listing.rows[:limit]]
+
+    def number(self, handle: int) -> int:
+        """The number of the first entry of the last `read`."""
+        return self._listings[handle].number
 
     def delivered(self, handle: int, names: Sequence[bytes]) -> None:
         """These entries, the first of the last `read`, have reached the kernel."""
         listing = self._listings[handle]
-        listing.shown.extend(names)
+        listing.shown.extend(names[len(listing.shown) - listing.number :])
         listing.rows = listing.rows[len(names) :]
-        listing.rows_at += len(names)
+        listing.number += len(names)
+        listing.rows_at = listing.number
 
     def dots(self, handle: int) -> tuple[Node, Node]:
         """The nodes of "." and ".."."""

@@ -25,6 +25,9 @@ NOBODY = 65534
 STRANGER = 4321
 """A user and a group that own nothing yet."""
 
+PROCESSES = 4
+"""How many work at once in a case about that."""
+
 _TICK_SECONDS = 0.012
 """Longer than the steps of the kernel's clock for file times."""
 
@@ -159,3 +162,19 @@ def checked(result: int) -> int:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return result
+
+
+def in_processes(work: Callable[[int], None]) -> None:
+    """Run `work` in processes at once, each with a number; each must end well."""
+    pids = []
+    for number in range(PROCESSES):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                work(number)
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        pids.append(pid)
+    statuses = [os.waitpid(pid, 0)[1] for pid in pids]
+    assert statuses == [0] * PROCESSES

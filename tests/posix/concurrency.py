@@ -7,29 +7,11 @@ import errno
 import fcntl
 import os
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
-from tests.posix.case import Call, case, opened
+from tests.posix.case import PROCESSES, Call, case, in_processes, opened
 
-_PROCESSES = 4
 _TIMES = 40
-
-
-def _in_processes(work: Callable[[int], None]) -> None:
-    """Run `work` in processes at once; each must end well."""
-    pids = []
-    for number in range(_PROCESSES):
-        pid = os.fork()
-        if pid == 0:
-            try:
-                work(number)
-            except BaseException:
-                os._exit(1)
-            os._exit(0)
-        pids.append(pid)
-    statuses = [os.waitpid(pid, 0)[1] for pid in pids]
-    assert statuses == [0] * _PROCESSES
 
 
 def _appending(place: Path) -> bool:
@@ -38,9 +20,9 @@ def _appending(place: Path) -> bool:
             for line in range(_TIMES):
                 os.write(descriptor, b"%d %d\n" % (number, line))
 
-    _in_processes(work)
+    in_processes(work)
     lines = (place / "log").read_bytes().splitlines()
-    want = [b"%d %d" % (n, line) for n in range(_PROCESSES) for line in range(_TIMES)]
+    want = [b"%d %d" % (n, line) for n in range(PROCESSES) for line in range(_TIMES)]
     return Counter(lines) == Counter(want)
 
 
@@ -55,7 +37,7 @@ def _creating(place: Path) -> int:
                 continue
             (place / f"full/{number}-{name}").touch()
 
-    _in_processes(work)
+    in_processes(work)
     return len(os.listdir(place / "full")) - 1
 
 
@@ -71,7 +53,7 @@ def _removing_what_was_closed(place: Path) -> list[str]:
                 os.rename(place / f"dir/{number}", path)
             os.unlink(path)
 
-    _in_processes(work)
+    in_processes(work)
     return os.listdir(place / "dir")
 
 
@@ -87,7 +69,7 @@ def _counting(place: Path) -> int:
                 os.pwrite(descriptor, b"%d" % (value + 1), 0)
                 fcntl.lockf(descriptor, fcntl.LOCK_UN)
 
-    _in_processes(work)
+    in_processes(work)
     return int((place / "counter").read_bytes())
 
 
@@ -113,7 +95,7 @@ def _replacing(*allowed: int) -> Call:
                     (place / f"new-{number}").write_bytes(b"%07d" % number)
                     os.rename(place / f"new-{number}", place / "file")
 
-        _in_processes(work)
+        in_processes(work)
         return len((place / "file").read_bytes()), len(list(place.glob("new-*")))
 
     return run
@@ -132,7 +114,7 @@ def _moving_directories(place: Path) -> bool:
                 os.rename(place / one, place / two / one)
                 os.rename(place / two / one, place / one)
 
-    _in_processes(work)
+    in_processes(work)
     found = [name for _, names, _ in os.walk(place) for name in names if name in "abcd"]
     return sorted(found) == list("abcd")
 
@@ -147,7 +129,7 @@ CASES = [
     case("many who append lose nothing", _appending, True),
     case("of many who make a name, one succeeds", _creating, _TIMES),
     case("many who remove what they just closed leave nothing", _removing_what_was_closed, []),
-    case("many who count under a lock lose nothing", _counting, _PROCESSES * _TIMES),
+    case("many who count under a lock lose nothing", _counting, PROCESSES * _TIMES),
     case("many who replace a file show its readers a whole one",
          _replacing(errno.ESTALE, errno.ENOENT), (7, 0)),
     case("many who replace a file leave its readers a name that leads to it",

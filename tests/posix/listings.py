@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 from collections import Counter
 from pathlib import Path
 
-from tests.posix.case import case
+from tests.posix.case import case, in_processes, libc
 
 _MANY = 600
 
@@ -99,6 +100,64 @@ def _size_of_open(place: Path) -> int:
             return next(entry.stat().st_size for entry in entries if entry.name == "file")
 
 
+def _seeking(place: Path) -> bool:
+    """telldir's places lead back to the same names, in any order, while others come and go."""
+    names = _many(place)
+    libc.opendir.restype = libc.readdir.restype = ctypes.c_void_p
+    libc.telldir.restype = ctypes.c_long
+    stream = ctypes.c_void_p(libc.opendir(os.fsencode(place / "dir")))
+
+    def following() -> bytes:
+        entry = libc.readdir(stream)
+        # struct dirent: the name stands after 19 bytes.
+        return ctypes.string_at(entry + 19) if entry else b""
+
+    places = {}
+    while True:
+        at = ctypes.c_long(libc.telldir(stream))
+        name = following()
+        if not name:
+            break
+        places[name] = at
+    for name in names:
+        if name.endswith("7"):
+            os.unlink(place / "dir" / name)
+            (place / "dir" / f"{name}-new").touch()
+    # What is new may stand before those that end in 8.
+    wanted = [name for name in sorted(places, reverse=True) if not name.endswith((b"7", b"8"))]
+    found = []
+    for name in wanted[::11] + wanted[5::17]:
+        libc.seekdir(stream, places[name])
+        found.append(following() == name)
+    libc.rewinddir(stream)
+    again = set(iter(following, b"")) - {b".", b".."}
+    libc.closedir(stream)
+    return all(found) and again == {os.fsencode(name) for name in os.listdir(place / "dir")}
+
+
+def _while_many_change_it(place: Path) -> bool:
+    """Who lists sees all that stays once, whatever others create, remove and move meanwhile."""
+    stays = _many(place)
+
+    def work(number: int) -> None:
+        if number % 2:
+            for step in range(150):
+                path = place / "dir" / f"{step * 3 % _MANY:04d}-{number}"
+                path.touch()
+                os.rename(path, place / "dir" / f"{step * 7 % _MANY:04d}+{number}")
+                if step % 3:
+                    os.unlink(place / "dir" / f"{step * 7 % _MANY:04d}+{number}")
+            return
+        for _ in range(10):
+            found = Counter(os.listdir(place / "dir"))
+            assert all(found[name] == 1 for name in stays)
+            # What was moved meanwhile may show by both of its names, but each one once.
+            assert max(found.values()) == 1
+
+    in_processes(work)
+    return stays <= set(os.listdir(place / "dir"))
+
+
 CASES = [
     case("readdir: each name once", _all_once, True),
     case("readdir: nothing is missed while all is removed", _while_removed, (True, [])),
@@ -110,6 +169,8 @@ CASES = [
     case("readdir: a second reading of one descriptor shows what has come", _again,
          ([], ["new"])),
     case("readdir: a tree can be removed", _remove_tree, False),
+    case("telldir and seekdir: back and forth while names come and go", _seeking, True),
+    case("readdir: many list while many change it", _while_many_change_it, True),
     case("readdir: an empty directory", lambda place: os.listdir(place / "dir"), []),
     case("readdir: the size of a file that is being written", _size_of_open, 8),
 ]  # fmt: skip
