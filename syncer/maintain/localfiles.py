@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from syncer.blocks.fetch import block_key
 from syncer.blocks.store import Blocks
-from syncer.codec import decode_block
+from syncer.codec import MAX_OBJECT_BYTES, decode_block
 from syncer.errors import CorruptError, MissingError
 from syncer.maintain.findings import Progress, Report
 from syncer.maintain.named import named_with
@@ -167,7 +167,7 @@ class LocalFiles:
 
     def _fetched(self, block_id: bytes) -> bytes | None:
         try:
-            stored = self._remote.get(block_key(block_id))
+            stored = self._remote.get(block_key(block_id), 0, MAX_OBJECT_BYTES + 1)
             return bytes(decode_block(stored, block_id, self._blocks.seed))
         except (MissingError, CorruptError):
             return None

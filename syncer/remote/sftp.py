@@ -37,6 +37,8 @@ READS_AT_ONCE = 64
 other to read, when a server gives little per READ."""
 FOLDER_READS = 8
 """READDIRs under way at once; OpenSSH answers each with up to 100 names."""
+MOST_NAMES = 1 << 20
+"""In one folder; with as many in each of the folders of blocks there would be 256 TiB of them."""
 READ_ONLY_FLAG = 1
 """statvfs@openssh.com's flag for a file system that is mounted read-only."""
 
@@ -106,6 +108,8 @@ class SftpFiles(Files):
                 while names := session.names(requests.popleft()):
                     requests.append(session.send(sftp.READDIR, handle))
                     found.extend(names)
+                    if len(found) > MOST_NAMES or not all(map(_is_name, names)):
+                        raise session.garbled()
             finally:
                 session.send(sftp.CLOSE, handle)
         return [
@@ -326,6 +330,12 @@ class _Room:
         self.usage = Usage(blocks * unit_bytes, free_blocks * unit_bytes)
         self.out_of_inodes = inodes > 0 and free_inodes == 0
         self.read_only = bool(flags & READ_ONLY_FLAG)
+
+
+def _is_name(found: tuple[bytes, sftp.Attributes]) -> bool:
+    """Whether it is one that a file can have: others lead elsewhere."""
+    name = found[0]
+    return bool(name) and b"/" not in name and b"\0" not in name
 
 
 def _read(session: Session, handle: bytes, offset: int, length: int | None) -> Iterator[memoryview]:
