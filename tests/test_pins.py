@@ -1,9 +1,10 @@
-"""Pins: what is pinned stays local, fits, and leaves room for work."""
+"""Pins: what is pinned stays local, fits, and leaves room for work. Without a mount."""
 
 from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 import stat
 import threading
 import time
@@ -17,9 +18,7 @@ from syncer.codec import BLOCK_BYTES
 from syncer.config import Config
 from syncer.errors import LocalFullError, UsageError
 from syncer.metadata import schema
-from syncer.metadata.db import Database
 from syncer.process.engine import Engine
-from syncer.process.folder import DataFolder
 from syncer.process.repository import clone_repository, create_repository
 from syncer.vfs.caller import Caller
 from tests.block_rig import content
@@ -429,32 +428,26 @@ def test_renames_within_a_pinned_folder_during_passes_lose_no_mark(rig: Rig) -> 
     rig.wait_settled()
 
 
-def test_a_database_of_before_pins_is_brought_up_to_date(tmp_path: Path, monkeypatch: Any) -> None:
-    rig = Rig(tmp_path)
-    rig.write(b"/file", content(1))
-    rig.flush()
-    rig.engine.stop()
-    path = DataFolder(rig.data).database
-    db = Database(path)
-    with db.transaction():
-        for statement in (
-            "ALTER TABLE node DROP COLUMN blocks",
-            "DROP TABLE pin",
-            "DROP TRIGGER block_pin_changed",
-            "DROP TRIGGER block_pin_gone",
-            "DROP INDEX block_pinned",
-            "DROP INDEX block_clean",
-            "ALTER TABLE block DROP COLUMN pinned",
-            "ALTER TABLE usage DROP COLUMN pinned_bytes",
-            "ALTER TABLE usage DROP COLUMN pinned_blocks",
-            "CREATE INDEX block_clean ON block(used) WHERE dirty IS NULL",
-        ):
-            db.execute(statement)
-        db.set_meta("schema_version", 1)
-    db.close()
-    assert schema.SCHEMA_VERSION >= 2
-    rig.start()
-    rig.pin(b"/file")
-    assert rig.evict()["blocks"] == 0
-    rig.check()
-    rig.engine.stop()
+def test_a_database_of_before_pins_is_brought_up_to_date() -> None:
+    """The tables that the upgrade touches, as they were in version 1."""
+    old = sqlite3.connect(":memory:", isolation_level=None)
+    old.executescript(
+        "CREATE TABLE block(id BLOB PRIMARY KEY, size INTEGER NOT NULL, dirty INTEGER,"
+        " refs INTEGER NOT NULL, synced INTEGER NOT NULL, used INTEGER NOT NULL) WITHOUT ROWID;"
+        "CREATE INDEX block_clean ON block(used) WHERE dirty IS NULL;"
+        "CREATE TABLE usage(local_bytes INTEGER NOT NULL);"
+        "INSERT INTO usage VALUES(20480);"
+        "INSERT INTO block VALUES(x'01', 20000, NULL, 0, 1, 1);"
+    )
+    old.executescript(schema.UPGRADES[1])
+    marked = "SELECT pinned_blocks, pinned_bytes FROM usage"
+    assert old.execute(marked).fetchall() == [(0, 0)]
+    old.execute("UPDATE block SET pinned = 1")
+    assert old.execute(marked).fetchall() == [(1, 20480)]
+    old.execute("DELETE FROM block")
+    assert old.execute(marked).fetchall() == [(0, 0)]
+    plan = old.execute(
+        "EXPLAIN QUERY PLAN SELECT id FROM block WHERE dirty IS NULL AND pinned = 0 ORDER BY used"
+    ).fetchall()
+    assert "block_clean" in str(plan) and "TEMP B-TREE" not in str(plan)
+    old.close()
