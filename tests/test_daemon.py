@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -137,6 +138,25 @@ def test_what_the_kernel_gathered_of_an_open_file_is_kept(place: Place) -> None:
         file.close()
     place.mount()
     assert (place.mnt / "file").read_bytes() == b"never flushed by its program"
+
+
+def test_what_is_written_while_it_ends_is_kept_as_long_as_it_is_mounted(place: Place) -> None:
+    """A program that goes on has some time, and loses nothing of it."""
+    place.mount("--fuse", "3", "--writeback", "on")
+    pid = place.pid
+    file = open(place.mnt / "file", "wb", buffering=0)
+    os.kill(pid, signal.SIGTERM)
+    written = kept = 0
+    while is_mounted(place.mnt):
+        kept = written
+        with contextlib.suppress(OSError):
+            written += file.write(b"line\n")
+    wait_for(place.ended(pid), ENDS_WITHIN_SECONDS)
+    with pytest.raises(OSError, match="not connected"):
+        file.close()
+    place.mount()
+    assert kept
+    assert (place.mnt / "file").stat().st_size >= kept
 
 
 @BOTH_BINDINGS

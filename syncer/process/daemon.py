@@ -4,8 +4,9 @@ The main thread waits for what happens, and handles signals; libfuse's loop runs
 own. However it is ended, by a signal, by `syncer umount` or by somebody's fusermount,
 
 1. the kernel hands over what it holds of written files: unmounting itself does so, too;
-2. it is unmounted, and detached from programs that still use it after a short while;
-3. libfuse's loop returns; if it doesn't, the kernel's connection is cut;
+2. it is unmounted; if programs still use it after a short while, it is detached, the kernel hands
+   over once more, and they are cut off;
+3. libfuse's loop returns;
 4. the engine makes everything safe on the local disk, and ends its threads and connections;
 5. the data directory's lock is free, and the process gone.
 
@@ -53,6 +54,7 @@ _SERVES_WITHIN_SECONDS = 60.0
 _SYNCS_WITHIN_SECONDS = 60.0
 _BUSY_SECONDS = 2.0
 _LOOP_ENDS_WITHIN_SECONDS = 3.0
+_LAST_LOOK_SECONDS = 0.1
 _POLL_SECONDS = 0.02
 _LOG_BYTES = 5_000_000
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s"
@@ -301,36 +303,42 @@ class Daemon:
     def _unmount(self) -> None:
         self._hand_over()
         deadline = time.monotonic() + _BUSY_SECONDS
-        while self._is_mounted():
-            is_late = time.monotonic() > deadline
-            if is_late:
-                # What was written meanwhile.
-                self._hand_over()
+        while self._is_mounted() and time.monotonic() < deadline:
             try:
-                mounts.unmount(self._plan.mountpoint, lazy=is_late)
-            except MountError as error:
-                if is_late:
-                    log.error("%s", error)
-                    break
-                time.sleep(_POLL_SECONDS * 10)
-        if self._loop_ends():
+                mounts.unmount(self._plan.mountpoint)
+            except MountError:
+                time.sleep(_POLL_SECONDS * 5)
+        is_busy = self._is_mounted()
+        if is_busy:
+            self._detach()
+        if self._loop_ends(_LAST_LOOK_SECONDS if is_busy else _LOOP_ENDS_WITHIN_SECONDS):
             return
         log.warning("programs still use %s: cutting them off", self._plan.mountpoint)
-        if self._device is not None:
-            mounts.abort(self._device)
-        self._loop_ends()
+        # Where the kernel offers no way to do it, this process's end does.
+        if self._device is not None and mounts.abort(self._device):
+            self._loop_ends(_LOOP_ENDS_WITHIN_SECONDS)
+
+    def _detach(self) -> None:
+        """Unmount under the hands of programs; what they wrote while they found it is taken in."""
+        self._hand_over(detach=True)
+        if self._is_mounted():
+            # That failed, or takes too long.
+            try:
+                mounts.unmount(self._plan.mountpoint, lazy=True)
+            except MountError as error:
+                log.error("%s", error)
 
     def _is_mounted(self) -> bool:
         mount = mounts.mount_at(self._plan.mountpoint)
         return mount is not None and mount.is_ours and self._device in (None, mount.device)
 
-    def _hand_over(self) -> None:
-        """Have the kernel write what it holds."""
+    def _hand_over(self, *, detach: bool = False) -> None:
+        """Have the kernel write what it holds; with `detach`, after nobody else finds the mount."""
 
         def sync() -> None:
             try:
-                mounts.sync_filesystem(self._plan.mountpoint)
-            except OSError as error:
+                mounts.sync_filesystem(self._plan.mountpoint, detach=detach)
+            except (OSError, MountError) as error:
                 log.error("not all that was written could be taken in: %s", error)
 
         thread = threading.Thread(target=sync, name="syncer-sync", daemon=True)
@@ -339,9 +347,9 @@ class Daemon:
         if thread.is_alive():
             log.error("not all that was written could be taken in within the time limit")
 
-    def _loop_ends(self) -> bool:
+    def _loop_ends(self, timeout_seconds: float) -> bool:
         """Whether libfuse's loop returns, in time."""
-        deadline = time.monotonic() + _LOOP_ENDS_WITHIN_SECONDS
+        deadline = time.monotonic() + timeout_seconds
         while (remaining := deadline - time.monotonic()) > 0:
             if isinstance(self._events.next(remaining), _LoopEnded):
                 return True

@@ -194,26 +194,32 @@ def _unmounter(lazy: bool) -> list[str]:
     return ["umount", "-l"] if lazy else ["umount"]
 
 
-def abort(device: int) -> None:
+def abort(device: int) -> bool:
     """End the kernel's connection to a FUSE process; what uses the mount gets ENOTCONN.
 
-    Does nothing where the kernel's control files are not mounted.
+    False: the kernel's control files are not mounted, or belong to somebody else.
     """
     try:
         Path(f"/sys/fs/fuse/connections/{device}/abort").write_bytes(b"1")
     except OSError:
-        pass
+        return False
+    return True
 
 
-def sync_filesystem(mountpoint: Path) -> None:
+def sync_filesystem(mountpoint: Path, *, detach: bool = False) -> None:
     """Have the kernel hand over what it holds of written files. May wait for the mount's process.
 
-    Raises OSError: something could not be written. ESTALE is none: libfuse gives it where the
-    kernel wants to tell the times of a file that has been removed meanwhile.
+    With `detach` it is unmounted lazily first, so that nobody else begins to use it.
+
+    Raises MountError: it could not be detached. Raises OSError: something could not be written.
+    ESTALE is none: libfuse gives it where the kernel wants to tell the times of a file that has
+    been removed meanwhile.
     """
     syncfs: Callable[[int], int] = ctypes.CDLL(None, use_errno=True).syncfs
     descriptor = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
     try:
+        if detach:
+            unmount(mountpoint, lazy=True)
         if syncfs(descriptor):
             number = ctypes.get_errno()
             if number != errno.ESTALE:
