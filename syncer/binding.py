@@ -371,8 +371,9 @@ class _Calls3(_Common):
         fuse = library.fuse_get_context().contents.fuse
         self._invalidator = Invalidator(library, fuse)
         self.operations.set_cache_dropper(self._invalidator.hand_over)
-        answer_init(library, fuse, wanted)
+        # Before the answer: libfuse's other threads serve requests as soon as the kernel has it.
         self.operations.start()
+        answer_init(library, fuse, wanted)
 
     def invalidate(self, paths: list[bytes]) -> None:
         self._invalidator.run(paths)

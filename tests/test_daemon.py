@@ -8,9 +8,12 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
+from syncer import binding
 from syncer.process import control, mounts
 from tests.processes import (
     children_of,
@@ -387,3 +390,19 @@ def test_a_clone_shows_all_and_is_read_only(place: Place) -> None:
         run("flush", place.mnt)
     finally:
         run("umount", place.mnt)
+
+
+def test_no_request_is_served_before_recovery_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libfuse's other threads serve as soon as the kernel has the answer to its INIT.
+
+    A size that is told before patches are taken up stays in the kernel's memory.
+    """
+    steps: list[str] = []
+    calls, connection = mock.MagicMock(), mock.MagicMock()
+    connection.contents = SimpleNamespace(want=0, capable=0)
+    calls.options = binding.MountOptions("data", is_writer=True, writeback=True)
+    calls.operations.start = lambda: steps.append("recovered")
+    monkeypatch.setattr(binding, "Invalidator", mock.MagicMock())
+    monkeypatch.setattr(binding, "answer_init", lambda *arguments: steps.append("answered"))
+    binding._Calls3.init_fuse_3(calls, connection, mock.MagicMock())
+    assert steps == ["recovered", "answered"]
