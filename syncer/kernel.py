@@ -15,6 +15,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from syncer.vfs.caller import Request
+
 log = logging.getLogger(__name__)
 
 #: Flags with the same bits in libfuse's "want" and in the protocol: ASYNC_READ, ATOMIC_O_TRUNC,
@@ -26,6 +28,14 @@ _MAX_PAGES = 1 << 22
 _HANDLE_KILLPRIV_V2 = 1 << 28
 _FIRST_REQUEST = 2
 _INVALIDATE_SECONDS = 1.0
+#: machine -> number of unlink, unlinkat, rename, renameat and renameat2, as far as it has them.
+_REQUESTS = {
+    "x86_64": {
+        "87": Request.REMOVAL, "263": Request.REMOVAL,
+        "82": Request.RENAME, "264": Request.RENAME, "316": Request.RENAME,
+    },
+    "aarch64": {"35": Request.REMOVAL, "38": Request.RENAME, "276": Request.RENAME},
+}  # fmt: skip
 #: What the kernel holds may be much, and storing it may wait for room.
 _HAND_OVER_SECONDS = 60.0
 _SIGKILL_BIT = 1 << (signal.SIGKILL - 1)
@@ -141,3 +151,17 @@ class Invalidator:
     def _tell(self, paths: list[bytes]) -> None:
         for path in paths:
             self._invalidate_path(self._fuse, path)
+
+
+def request_of(thread: int) -> Request:
+    """Which call a program's thread waits for: proc(5), /proc/PID/syscall.
+
+    UNKNOWN where the kernel does not let this process look (Yama's ptrace_scope, for users other
+    than root; another PID namespace), or the machine's numbers are not known here.
+    """
+    try:
+        with open(f"/proc/{thread}/syscall") as file:
+            number = file.read().split(" ", 1)[0]
+    except OSError:
+        return Request.UNKNOWN
+    return _REQUESTS.get(os.uname().machine, {}).get(number, Request.UNKNOWN)

@@ -28,7 +28,7 @@ from syncer.errors import (
 )
 from syncer.metadata.history import PrunedError
 from syncer.metadata.tree import Node
-from syncer.vfs.caller import Caller
+from syncer.vfs.caller import Caller, Request
 from syncer.vfs.calls import NAME_MAX_BYTES, Caching, Target, Vfs
 
 log = logging.getLogger(__name__)
@@ -99,6 +99,9 @@ class Operations:
 
     def set_abandoned_probe(self, is_abandoned: Callable[[], bool]) -> None:
         self._host.set_abandoned_probe(is_abandoned)
+
+    def set_asked(self, asked: Callable[[], Request]) -> None:
+        self._vfs.hidden.asked = asked
 
     def start(self) -> None:
         self._host.started()

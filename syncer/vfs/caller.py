@@ -1,7 +1,8 @@
-"""Who makes a call."""
+"""Who makes a call, and what for."""
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
 
@@ -14,3 +15,11 @@ class Caller:
 
 
 SUPERUSER = Caller(0, 0)
+
+
+class Request(enum.Enum):
+    """Which system call of the caller's is being answered; libfuse itself does not tell."""
+
+    REMOVAL = enum.auto()
+    RENAME = enum.auto()
+    UNKNOWN = enum.auto()

@@ -5,9 +5,10 @@ the last handle. Here the hidden name exists in memory only: in the tree the fil
 and is an orphan, so it is in no listing, in nobody's way, and in no history.
 
 When the hiding is the first half of a rename over an open file, a crash before the second half
-must bring the target back; but whether a rename follows is known only from the same thread's next
-call, which comes at once. So the removal is noted as provisional in the orphan's row at first. It
-is made final by that thread's next call, or after a moment without one.
+must bring the target back; a removal must not come back. The binding can mostly tell what the
+program asked for (`asked`). Where a rename follows, or it is not known, the removal is noted as
+provisional in the orphan's row at first. It is made final by the same thread's next call or, if it
+is not known, after a moment without one.
 
 libfuse counts a file as open until a moment after the last `release` has returned. So it may hide a
 file that is closed already, and then, as nobody closes it any more, forget to remove the hidden
@@ -26,9 +27,11 @@ import errno
 import os
 import re
 import threading
+from collections.abc import Callable
 
 from syncer.blocks.store import Blocks
 from syncer.metadata.tree import Node, Tree
+from syncer.vfs.caller import Request
 from syncer.vfs.files import Files
 
 #: What libfuse makes of two 32-bit numbers: the file's, and a counter.
@@ -51,6 +54,8 @@ class HiddenFiles:
         self._nodes: dict[tuple[int, bytes], int] = {}
         #: Hidden names that are removed; the oldest first.
         self._former: dict[tuple[int, bytes], int] = {}
+        #: What the program asked for whose call this thread is at; set by the binding.
+        self.asked: Callable[[], Request] = lambda: Request.UNKNOWN
         #: thread -> (node whose removal it may yet turn into a rename, when it no longer may)
         self._provisional: dict[int, tuple[int, threading.Timer]] = {}
 
@@ -89,10 +94,14 @@ class HiddenFiles:
                 self._tree.aliases.hide(node.id, *hidden)
             else:
                 self._note_former(hidden, node.id)
-            if node.nlink == 1:
+            asked = self.asked()
+            if node.nlink == 1 and asked is Request.REMOVAL:
+                self._remove(node.id)
+            elif node.nlink == 1:
                 self._tree.set_provisional(node.id, *place)
                 thread = threading.get_ident()
-                timer = threading.Timer(_PROVISIONAL_SECONDS, self._settle, (thread, node.id))
+                seconds = _PROVISIONAL_SECONDS if asked is Request.UNKNOWN else _NOTICES_SECONDS
+                timer = threading.Timer(seconds, self._settle, (thread, node.id))
                 timer.name, timer.daemon = "syncer-settle", True
                 self._provisional[thread] = node.id, timer
                 timer.start()
