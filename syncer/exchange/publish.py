@@ -90,8 +90,13 @@ class Publisher:
         self._missing_block: bytes | None = None
 
     def newest_closed(self) -> int:
-        """The newest closed epoch."""
-        return self._epochs.open - 1
+        """The newest closed epoch that is power-safe, its local blocks too.
+
+        What others have seen must not be undone by a power cut here.
+        """
+        closed = self._epochs.open - 1
+        durable: int = self._db.get_meta("durable", closed)
+        return min(closed, durable)
 
     def publish(self, check_writer: Callable[[], None]) -> bool:
         """Publish what is whole, as one segment; whether there was anything.

@@ -190,6 +190,8 @@ class Engine:
         boot, last_boot = _BOOT_ID.read_text().strip(), self._recover()
         # On the disk before any file is made: a power cut must not look like a clean end.
         self._db.set_meta("boot", boot)
+        # All that there was before is power-safe by now.
+        self._db.set_meta("durable", self._epochs.open - 1)
         self._db.sync()
         self.vfs.files.adopt()
         self._remote.prepare()
