@@ -141,7 +141,7 @@ def test_the_engine_recovers_at_its_start(seed: int) -> None:
         with _engine_at(folder / "after", remote, stored) as at_work:
             world.check(_Served(at_work.vfs))
             at_work.flush(30, lambda status: None)
-            at_work.evict(None)
+            at_work.keeping.evict(None)
             world.check(_Served(at_work.vfs))
             assert at_work.status()["safe"]
 
