@@ -208,6 +208,19 @@ def test_a_crash_after_the_removal_of_an_open_file_leaves_it_removed(rig: VfsRig
     assert rig.vfs.totals()[0] == 2
 
 
+def test_what_takes_the_place_of_an_open_file_with_several_names_is_synced_first(
+    rig: VfsRig,
+) -> None:
+    rig.make(b"/target", b"old")
+    rig.vfs.link(b"/target", b"/other")
+    rig.vfs.open(b"/target", os.O_RDONLY)
+    rig.make(b"/new", os.urandom(10_000))
+    assert rig.db.query("SELECT * FROM block WHERE synced = 0")
+    hide(rig, b"/target")
+    rig.vfs.rename(b"/new", b"/target")
+    assert not rig.db.query("SELECT * FROM block WHERE synced = 0")
+
+
 def test_a_file_that_libfuse_forgets_to_remove_goes_with_its_last_handle(rig: VfsRig) -> None:
     """libfuse hides what is being closed meanwhile, and may never ask to remove the hidden name."""
     rig.make(b"/file", os.urandom(10_000))

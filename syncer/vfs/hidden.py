@@ -56,6 +56,8 @@ class HiddenFiles:
         self._former: dict[tuple[int, bytes], int] = {}
         #: What the program asked for whose call this thread is at; set by the binding.
         self.asked: Callable[[], Request] = lambda: Request.UNKNOWN
+        #: thread -> the name that it took away last; a rename to it may follow.
+        self._taken: dict[int, tuple[int, bytes]] = {}
         #: thread -> (node whose removal it may yet turn into a rename, when it no longer may)
         self._provisional: dict[int, tuple[int, threading.Timer]] = {}
 
@@ -89,6 +91,7 @@ class HiddenFiles:
         it."""
         with self._files.lock, self._tree.transaction():
             self._blocks.unname(self._tree.unlink(*place, keep=True))
+            self._taken[threading.get_ident()] = place
             if self._files.is_open(node.id):
                 self._nodes[hidden] = node.id
                 self._tree.aliases.hide(node.id, *hidden)
@@ -119,7 +122,10 @@ class HiddenFiles:
         with self._files.lock, self._tree.transaction():
             number = self._tree.lookup(old[0].id, old[1])
             node = None if number is None else self._tree.node(number)
-            replaces = self._await_rename() or self._tree.lookup(new[0].id, new[1]) is not None
+            self._await_rename()
+            place = new[0].id, new[1]
+            was_hidden = self._taken.pop(threading.get_ident(), None) == place
+            replaces = was_hidden or self._tree.lookup(*place) is not None
             if node is None or not node.is_file or not replaces:
                 return
             self._hand_on_pin(new, node.id)
@@ -140,12 +146,11 @@ class HiddenFiles:
         if replaced is not None:
             self._tree.pins.inherit(replaced, heir)
 
-    def _await_rename(self) -> bool:
-        """Whether this thread hid a file just now, for a rename. It may take its time then."""
+    def _await_rename(self) -> None:
+        """If this thread hid a file just now, it was for a rename, which may take its time."""
         _, timer = self._provisional.get(threading.get_ident(), (None, None))
         if timer is not None:
             timer.cancel()
-        return timer is not None
 
     def stop(self) -> None:
         """The file system ends: no call follows any more, and all that was hidden is final."""
