@@ -375,7 +375,7 @@ class World:
         rig = self.rig
         history = History(rig.db)
         return TimeMachine(
-            rig.tree, rig.contents, rig.blocks, history,
+            rig.db, rig.tree, rig.contents, rig.blocks, history,
             Moments(rig.db, rig.epochs, rig.tree, history),
             close_epoch=lambda: rig.round(seal=True), refusal=lambda: None,
         )  # fmt: skip
