@@ -377,9 +377,10 @@ def _write_all(descriptor: int, data: bytes, place: int | None) -> None:
 
 
 def start(folder: Path, journal: Path, seed: int, *, verify: bool = False) -> int:
-    """Work in a new folder until it fails or the process is killed; returns the process's id.
+    """Work in a new folder until the mount dies; returns the process's id.
 
-    With `verify`, it also reads what it has written, and compares.
+    With `verify`, it also reads what it has written, and compares, and it ends when there is a file
+    called "stop" beside the journal.
     """
     pid = os.fork()
     if pid:
@@ -388,7 +389,8 @@ def start(folder: Path, journal: Path, seed: int, *, verify: bool = False) -> in
     try:
         notes = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            _work(folder, notes, seed, verify)
+            _work(folder, notes, seed, journal.with_name("stop") if verify else None)
+            status = 0
         except OSError as error:
             # What could not be written is EIO at the close that follows.
             if error.errno not in _DEATHS and not is_dead(folder.parent):
@@ -400,17 +402,17 @@ def start(folder: Path, journal: Path, seed: int, *, verify: bool = False) -> in
         os._exit(status)
 
 
-def _work(folder: Path, notes: int, seed: int, verify: bool) -> None:
+def _work(folder: Path, notes: int, seed: int, stop: Path | None) -> None:
     model, hands = Model(seed), Hands(folder)
     chance = random.Random(seed)
     folder.mkdir()
-    while True:
+    while stop is None or not stop.exists():
         op = model.choose()
         os.write(notes, b"<")
         hands.do(op)
         os.write(notes, b">")
         model.apply(op)
-        if verify and chance.random() < 0.3:
+        if stop is not None and chance.random() < 0.3:
             _look(folder, model, chance)
 
 
