@@ -229,3 +229,59 @@ def test_what_can_not_be_restored_is_told(mount: Mount, tmp_path: Path) -> None:
         assert error.value.status == expected, words
     assert stat.S_ISREG((mount.path / "file").stat().st_mode)
     assert os.listdir(mount.path) == ["file"]
+
+
+def test_the_past_can_be_asked_about_without_a_mount(mount: Mount, tmp_path: Path) -> None:
+    (mount.path / "folder").mkdir()
+    letter = mount.path / "folder" / "letter"
+    letter.write_bytes(b"one")
+    mount.run("snapshot", mount.path, "then")
+    letter.write_bytes(b"and two")
+    os.unlink(letter)
+    asked = [("versions", "folder/letter"), ("deleted", "folder"), ("ls", "folder")]
+    told = [mount.run(command, mount.path / path) for command, path in asked]
+    assert len(told[0].splitlines()) == 1 and "letter" in told[1]
+    mount.umount()
+    assert [mount.run(command, mount.data / path) for command, path in asked] == told
+    assert mount.run("diff", mount.data / "folder", "then").splitlines() == ["- /folder/letter"]
+    with pytest.raises(CommandError, match="is not mounted, and restore works within a mount"):
+        mount.run("restore", mount.data / "folder" / "letter", "--at", "then")
+    with pytest.raises(CommandError, match="neither a data directory nor mounted"):
+        mount.run("restore", letter, "--at", "then")
+    mount.mount()
+    # Where it is mounted, a path from the data directory on is as good.
+    mount.run("restore", mount.data / "folder" / "letter", "--at", "then")
+    assert letter.read_bytes() == b"one"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "config").write_text("[core]")
+    with pytest.raises(CommandError, match="neither a data directory nor mounted"):
+        mount.run("versions", tmp_path / "elsewhere" / "file")
+
+
+@on_both
+def test_what_is_open_stays_for_who_has_it_open_while_its_folder_goes_back(mount: Mount) -> None:
+    folder = mount.path / "folder"
+    (folder / "below").mkdir(parents=True)
+    (folder / "below" / "file").write_bytes(BIG)
+    os.link(folder / "below" / "file", folder / "twin")
+    os.setxattr(folder, "user.comment", b"of the folder")
+    before = tree_of(folder)
+    mount.run("snapshot", mount.path, "then")
+    newer = os.urandom(100_000)
+    (folder / "below" / "file").write_bytes(newer)
+    (folder / "new").write_bytes(newer)
+    os.removexattr(folder, "user.comment")
+    with open(folder / "below" / "file", "rb") as reader, open(folder / "new", "r+b") as writer:
+        mount.run("restore", folder, "--at", "then")
+        assert reader.read() == newer
+        writer.write(b"to nobody's harm")
+        os.fsync(writer.fileno())
+    restored = tree_of(folder)
+    # Times of a large write may be told late: see docs/posix.md.
+    assert {path: entry[:2] for path, entry in restored.items()} == {
+        path: entry[:2] for path, entry in before.items()
+    }
+    assert os.getxattr(folder, "user.comment") == b"of the folder"
+    assert os.path.samefile(folder / "twin", folder / "below" / "file")
+    assert (folder / "twin").read_bytes() == BIG
+    assert os.listdir(mount.path) == ["folder"]

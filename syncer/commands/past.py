@@ -104,11 +104,11 @@ def _tell(
 
 def restore(arguments: argparse.Namespace) -> int:
     """``syncer restore``"""
-    place = mounts.real(Path(arguments.to or arguments.path))
-    source, target = resolve(arguments.path), resolve(str(place))
-    mount = mounts.mount_around(place)
-    if mount is None or source.folder.path != target.folder.path:
+    source, target = resolve(arguments.path), resolve(arguments.to or arguments.path)
+    if source.folder.path != target.folder.path:
         raise UsageError("restore works within one mount; name paths in it")
+    mount = _mount_of(target.folder)
+    place = mount.mountpoint / target.path.lstrip("/")
     if arguments.to and os.path.lexists(place):
         raise ExistsError(f"{arguments.to} exists already; name a place that is free")
     done = ask(
@@ -123,6 +123,17 @@ def restore(arguments: argparse.Namespace) -> int:
     _put_in_place(mount.mountpoint / done["made"].lstrip("/"), place)
     print(f"restored {arguments.to or arguments.path}: {report.restored(done)}")
     return 0
+
+
+def _mount_of(folder: DataFolder) -> mounts.Mount:
+    """Where the present of a data directory is mounted."""
+    found = [mount for mount in mounts.our_mounts() if mount.data == folder.path and not mount.at]
+    if not found:
+        raise UsageError(
+            f"{folder.path} is not mounted, and restore works within a mount; first: syncer mount"
+            f" {folder.path} MOUNTPOINT"
+        )
+    return found[-1]
 
 
 def _put_in_place(made: Path, place: Path) -> None:

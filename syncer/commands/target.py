@@ -37,10 +37,12 @@ def resolve(text: str) -> Target:
             )
         below = path.relative_to(mount.mountpoint)
         return Target(DataFolder(mount.data), "/" + "/".join(below.parts))
-    folder = DataFolder(path)
-    if not os.path.exists(folder.config):
-        raise MissingError(f"{text} is neither a data directory nor mounted by syncer")
-    return Target(folder, "/")
+    # What is not mounted is named from its data directory on: data/photos/a.jpg.
+    for above in (path, *path.parents):
+        folder = DataFolder(above)
+        if os.path.exists(folder.config) and os.path.exists(folder.database):
+            return Target(folder, "/" + "/".join(path.relative_to(above).parts))
+    raise MissingError(f"{text} is neither a data directory nor mounted by syncer")
 
 
 def ask(
