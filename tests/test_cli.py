@@ -94,6 +94,7 @@ def test_four_words_without_a_command_are_a_mount() -> None:
         "mount data",
         "mount data a b c d",
         "umount",
+        "export data",
         "flush",
         "flush mnt --timeout soon",
         "flush mnt --timeout nan",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from syncer.commands import progress, report
 from syncer.commands.target import ask, by_folder, no_progress, resolve
+from syncer.errors import UsageError
+from syncer.process import mounts
 from syncer.process.folder import DataFolder
 
 
@@ -20,6 +23,19 @@ def flush(arguments: argparse.Namespace) -> int:
 def flush_folder(folder: DataFolder, timeout_seconds: float | None) -> None:
     with progress.flush_bar() as show:
         ask(folder, "flush", show, timeout_seconds=timeout_seconds)
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """``syncer export``"""
+    place = mounts.real(Path(arguments.folder))
+    if mounts.mount_around(place):
+        raise UsageError(f"{arguments.folder} lies in a mount; choose a folder outside")
+    done = ask(resolve(arguments.target).folder, "export", no_progress, to=str(place))
+    for what, told in (("removed", "removed"), ("skipped", "no file"), ("failed", "can't be read")):
+        for path in done[what]:
+            print(f"{told}: {path}")
+    print(report.exported(done))
+    return 1 if done["failed"] else 0
 
 
 def evict(arguments: argparse.Namespace) -> int:

@@ -218,6 +218,18 @@ def _add_moving(add: _Add) -> None:
     )
     flush.add_argument("target", metavar="TARGET", help=_TARGET)
     flush.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="wait no longer")
+    export = add(
+        "moving",
+        "export",
+        "TARGET FOLDER",
+        "write what the server does not have into a folder",
+        "syncer export data rescued",
+        "For a computer that another one has displaced as the writer: its changes since then go"
+        " there under their paths, to be copied into a mount by hand. What was removed, and what"
+        " can't be read, is listed; of a folder that was renamed, only what changed in it.",
+    )
+    export.add_argument("target", metavar="TARGET", help=_TARGET)
+    export.add_argument("folder", metavar="FOLDER", help="empty, or not there; outside of a mount")
     evict = add(
         "moving",
         "evict",

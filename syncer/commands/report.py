@@ -163,6 +163,12 @@ def _holds(status: dict[str, Any]) -> str:
     return f"{held}; {size(status['metadata_bytes'])} of metadata"
 
 
+def exported(done: dict[str, Any]) -> str:
+    """What ``syncer export`` has written."""
+    failed = f"; {_count(len(done['failed']), 'file')} can't be read" if done["failed"] else ""
+    return f"exported {_count(done['files'], 'file')}, {size(done['size_bytes'])}{failed}"
+
+
 def evicted(done: dict[str, Any]) -> str:
     """What ``syncer evict`` has done, and what it left."""
     files = f" of {_count(done['files'], 'file')}" if done["files"] else ""

@@ -13,6 +13,7 @@ from syncer.process.folder import DataFolder
 #: The commands that need the engine's threads.
 _MOVES_DATA = (
     "flush",
+    "export",
     "evict",
     "fetch",
     "pin",

@@ -379,6 +379,7 @@ def commands_of(engine: Engine) -> dict[str, Handler]:
         "status": status,
         "flush": flush,
         "config": config,
+        "export": lambda given, progress: engine.stranded.export(Path(given["to"]), progress),
         **_commands_about_copies(engine.keeping),
         **_commands_about_the_past(engine.past),
         "prune": lambda given, progress: engine.pruner.prune(

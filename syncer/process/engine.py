@@ -39,6 +39,7 @@ from syncer.process.folder import DataFolder, mending
 from syncer.process.keeping import Keeping
 from syncer.process.recovery import recover
 from syncer.process.repository import open_database, remote_of
+from syncer.process.stranded import Stranded
 from syncer.process.timemachine import TimeMachine
 from syncer.transfer.keeper import PinKeeper
 from syncer.transfer.threads import Transfer
@@ -164,6 +165,9 @@ class Engine:
             moments,
             close_epoch=lambda: self._committer.round(seal=True),
             refusal=lambda: self.vfs.read_only,
+        )
+        self.stranded = Stranded(
+            self._db, self._tree, files, close_epoch=lambda: self._committer.round(seal=True)
         )
         self._capacity: tuple[int, int] | None = None
         self._capacity_at = float("-inf")
