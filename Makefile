@@ -2,6 +2,7 @@
 # make test     run all tests but the torture tests
 # make check    formatting, lint, types, layers, generated documentation
 # make bench    figures, as in docs/performance.md
+# make bench-scale  how cost grows with the number of files
 # make torture  the long tests
 # make docs     write the generated parts of docs/
 #
@@ -10,7 +11,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check bench torture docs clean
+.PHONY: run test check bench bench-scale torture docs clean
 
 run: .venv/run
 	@scripts/system-packages run $(PYTHON)
@@ -33,6 +34,10 @@ check: .venv/dev
 bench: .venv/dev
 	@scripts/system-packages test $(PYTHON)
 	$(BIN)/python -m tests.bench
+
+bench-scale: .venv/dev
+	@scripts/system-packages test $(PYTHON)
+	$(BIN)/python -m tests.bench.scale
 
 torture: .venv/dev
 	@scripts/system-packages test $(PYTHON)
