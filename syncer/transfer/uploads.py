@@ -130,7 +130,8 @@ class Uploads:
         """There is work: look at once."""
         with self._changed:
             self._looked_at = float("-inf")
-            self._work.notify_all()
+            # Who finds a block wakes the next one.
+            self._work.notify()
 
     def retry(self) -> None:
         """An obstacle may be gone: end every pause, and try damaged blocks again."""
