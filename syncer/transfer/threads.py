@@ -99,7 +99,7 @@ class Transfer:
         self._blocks.cache.budget.close()
         self._blocks.cache.budget.wanted.set()
         self._wishes.wake()
-        self.uploads.kick()
+        self.uploads.wake()
         return self._crew.stop(_STOP_SECONDS)
 
     def kick(self) -> None:

@@ -133,6 +133,11 @@ class Uploads:
             # Who finds a block wakes the next one.
             self._work.notify()
 
+    def wake(self) -> None:
+        """Have all workers return from their waits, to see that they shall stop."""
+        with self._changed:
+            self._work.notify_all()
+
     def retry(self) -> None:
         """An obstacle may be gone: end every pause, and try damaged blocks again."""
         with self._changed:
