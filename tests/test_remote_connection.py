@@ -47,6 +47,19 @@ def test_calls_at_once_go_over_one_connection(server: OddServer, remote: Remote)
     assert server.connections == 1
 
 
+def test_at_the_end_the_server_has_closed_all_files(server: OddServer, remote: Remote) -> None:
+    """So that the disk of an orderly mount can be unmounted, too."""
+    remote.put("machines/1", b"content")
+    assert remote.get("machines/1") == b"content"
+    server.statuses[sftp.WRITE] = [sftp.FAILURE]
+    with pytest.raises(TemporaryError):
+        remote.put("machines/2", b"content")
+    remote.close()
+    done = [kind for kind, _ in server.steps]
+    assert done.count(sftp.CLOSE) == done.count(sftp.OPEN) == 3
+    assert list((server.root / "repository/tmp").iterdir()) == []
+
+
 def test_a_put_that_fails_harms_no_other(server: OddServer, remote: Remote) -> None:
     server.statuses[sftp.WRITE] = [sftp.OK] * 10 + [sftp.FAILURE]
     contents = {f"machines/{number}": os.urandom(100_000) for number in range(CALLERS)}

@@ -344,6 +344,7 @@ def test_a_server_that_forbids_writing_can_be_read(remote: Remote, transport: st
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Ask for it before `open_at`: it can be unmounted when the remotes are closed."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if not _as_root("mount", "-t", "tmpfs", "-o", "size=4m,mode=777", "tmpfs", str(disk)):
@@ -352,7 +353,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     assert _as_root("umount", str(disk))
 
 
-def test_a_full_disk_is_told_from_other_failures(open_at: Open, small_disk: Path) -> None:
+def test_a_full_disk_is_told_from_other_failures(small_disk: Path, open_at: Open) -> None:
     remote = open_at(small_disk / "repository")
     remote.make_folders()
     for number in range(3):
@@ -366,7 +367,7 @@ def test_a_full_disk_is_told_from_other_failures(open_at: Open, small_disk: Path
     assert remote.health.report().state is State.ONLINE
 
 
-def test_a_read_only_disk_is_an_access_error(open_at: Open, small_disk: Path) -> None:
+def test_a_read_only_disk_is_an_access_error(small_disk: Path, open_at: Open) -> None:
     remote = open_at(small_disk / "repository")
     remote.make_folders()
     assert _as_root("mount", "-o", "remount,ro", str(small_disk))

@@ -136,6 +136,7 @@ class Connection:
         self._next_number = 1
         self._asked: dict[int, _Asked] = {}
         """The requests without an answer yet."""
+        self._all_answered = threading.Condition(self._lock)
         self._progress_at = 0.0
         self._receiver = threading.Thread(target=self._receive_all, name="syncer-sftp", daemon=True)
         try:
@@ -254,6 +255,8 @@ class Connection:
                 asked.flow.end(kind)
             if inbox.wanted == number:
                 inbox.arrived.notify()
+            if not self._asked:
+                self._all_answered.notify_all()
 
     def _receive_packet(self) -> Answer:
         head = self._receive(5)
@@ -300,6 +303,7 @@ class Connection:
                     asked.flow.window.lost(asked.flow.sent)
         for asked in self._asked.values():
             asked.inbox.arrived.notify()
+        self._all_answered.notify_all()
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -318,6 +322,13 @@ class Connection:
         inbox = self.inbox()
         request = self.send(inbox, packets.REALPATH, packets.pack(b"."), ())
         self.answer(inbox, request, limit_seconds)
+
+    def settle(self, limit_seconds: float) -> None:
+        """Wait for the answers that nobody waits for, such as those to CLOSE, but not for long."""
+        with self._lock:
+            self._all_answered.wait_for(
+                lambda: not self._asked or self._failure is not None, limit_seconds
+            )
 
     def is_alive(self) -> bool:
         return self._failure is None and self._stream.is_alive()

@@ -34,6 +34,8 @@ DOUBTFUL_SECONDS = 15.0
 """After this time without use a connection is tried before it is lent: the laptop may have slept,
 or a router forgotten it, and a caller should not have to wait out the full time limit."""
 PING_SECONDS = 5.0
+SETTLE_SECONDS = 2.0
+"""How long the server may take at the end for what nobody waits for."""
 
 
 @dataclass(eq=False)
@@ -288,12 +290,22 @@ class Pool:
             line.connection.close()
 
     def close(self) -> None:
-        """Close all connections, under the hands of their callers as well."""
+        """Close all connections, under the hands of their callers as well.
+
+        Where nobody waits for anything, the server first does what it was told last: it closes its
+        files, and removes what is temporary. Its disk can be unmounted then.
+        """
         with self._changed:
             self._closed = True
             lines, self._lines = self._lines, []
+            idle = [line for line in lines if not line.callers]
             self._changed.notify_all()
         for line in lines:
+            if line not in idle:
+                line.connection.close()
+        deadline = time.monotonic() + SETTLE_SECONDS
+        for line in idle:
+            line.connection.settle(deadline - time.monotonic())
             line.connection.close()
 
 
