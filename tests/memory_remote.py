@@ -8,11 +8,32 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from syncer.errors import ExistsError, MissingError, OfflineError, SyncerError
+from syncer.errors import (
+    AccessError,
+    CorruptError,
+    ExistsError,
+    LoginError,
+    MissingError,
+    OfflineError,
+    RemoteFullError,
+    SyncerError,
+    TemporaryError,
+)
 from syncer.remote.base import Entry, Payload, Remote, Usage, buffers_of, check_key
 from syncer.remote.retry import Health
 
 Result = TypeVar("Result")
+
+ERRORS: tuple[SyncerError, ...] = (
+    TemporaryError("it did not work"),
+    OfflineError("it is away"),
+    RemoteFullError("it is full"),
+    MissingError("it is not there"),
+    AccessError("it is denied"),
+    LoginError("no key is accepted"),
+    CorruptError("it is damaged"),
+)
+"""One of each kind that a remote may answer a call with."""
 
 
 class MemoryRemote(Remote):
@@ -29,7 +50,7 @@ class MemoryRemote(Remote):
         self._lock = threading.Lock()
         # The lock guards everything below, and the counter.
         self._objects: dict[str, tuple[bytes, float]] = {}
-        self._faults: dict[str, list[SyncerError]] = {}
+        self._faults: dict[str, list[SyncerError | None]] = {}
         self._offline = False
         self._closed = False
 
@@ -44,10 +65,19 @@ class MemoryRemote(Remote):
         with self._lock:
             self._objects[key] = content, time.time()
 
-    def fail(self, method: str, error: SyncerError, times: int = 1) -> None:
-        """Let the next calls of a method fail. For "put" and "create", nothing is stored."""
+    def fail(self, method: str, error: SyncerError, times: int = 1, *, after: int = 0) -> None:
+        """Let the next calls of a method fail, but for some that go well `after` which it begins.
+
+        For "put" and "create", nothing is stored.
+        """
         with self._lock:
-            self._faults.setdefault(method, []).extend([error] * times)
+            self._faults.setdefault(method, []).extend([*[None] * after, *[error] * times])
+
+    def work_again(self) -> None:
+        """Forget the failures that have not come yet, and that it was away."""
+        with self._lock:
+            self._faults.clear()
+        self.check()
 
     def go_offline(self) -> None:
         """Be unreachable from now on."""
@@ -80,8 +110,9 @@ class MemoryRemote(Remote):
                 self.calls[method] += 1
                 if self._closed or self._offline:
                     raise OfflineError("memory is away")
-                if faults := self._faults.get(method):
-                    raise faults.pop(0)
+                faults = self._faults.get(method)
+                if faults and (error := faults.pop(0)):
+                    raise error
                 return action()
 
     def get(

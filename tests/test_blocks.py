@@ -25,8 +25,9 @@ from hypothesis.stateful import (
 from syncer import codec
 from syncer.blocks.fetch import block_key
 from syncer.codec import BLOCK_BYTES, HOLE
-from syncer.errors import CorruptError, LocalFullError, MissingError, OfflineError
+from syncer.errors import CorruptError, LocalFullError, MissingError, OfflineError, SyncerError
 from tests.block_rig import SEED, Rig, content
+from tests.memory_remote import ERRORS
 
 
 @pytest.fixture
@@ -373,6 +374,21 @@ def test_all_who_wait_for_a_fetch_share_its_failure(rig: Rig) -> None:
     assert rig.remote.calls["get"] == 1
     rig.remote.check()
     assert rig.blocks.get(block_id) == content(1), "and the next one tries again"
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_a_block_that_can_not_be_fetched_is_an_error_and_fetched_later(
+    rig: Rig, error: SyncerError
+) -> None:
+    block_id = rig.store_remotely(content(1))
+    # The second place where it may be fails as well.
+    rig.remote.fail("get", error, times=2)
+    with pytest.raises(type(error), match=str(error)):
+        rig.blocks.get(block_id)
+    assert not rig.files()
+    rig.remote.work_again()
+    assert rig.blocks.get(block_id) == content(1)
+    rig.check()
 
 
 def test_a_damaged_remote_copy_is_an_error_and_is_not_kept(rig: Rig) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from syncer.codec import HOLE, split_ids
 from syncer.errors import (
+    AccessError,
     CorruptError,
     DisplacedError,
     ExistsError,
@@ -24,6 +25,7 @@ from syncer.errors import (
     FormatError,
     MissingError,
     OfflineError,
+    SyncerError,
     UsageError,
 )
 from syncer.exchange import checkpoint, outgoing, publish, recover, writers
@@ -50,7 +52,7 @@ from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
 from syncer.metadata.tree import ROOT, Node, Tree
 from syncer.remote.base import Payload
-from tests.memory_remote import MemoryRemote
+from tests.memory_remote import ERRORS, MemoryRemote
 
 
 class Machine:
@@ -1114,6 +1116,55 @@ def test_a_clone_that_is_cut_off_leaves_nothing(
     clone(laptop.remote, path, "clone")
     with pytest.raises(ExistsError):
         clone(laptop.remote, path, "clone")
+
+
+# A remote that fails at each call in each way
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("method", ["list", "get", "put", "create", "delete", "stat"])
+def test_a_remote_that_fails_at_any_call_loses_nothing(
+    laptop: Machine,
+    machines: Callable[[str], Machine],
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    error: SyncerError,
+) -> None:
+    """Publishing, checkpoints, following and taking over; and `status` tells what is wrong."""
+    monkeypatch.setattr(checkpoint, "_GRACE_SECONDS", -1.0)
+    laptop.epoch(b"first")
+    laptop.publish()
+    follower = machines("follower")
+    remote = laptop.remote
+    for after in range(4):
+        laptop.epoch(b"%d" % after)
+        for machine, work in (
+            (laptop, laptop.exchange.step),
+            (laptop, laptop.exchange.checkpoint),
+            (follower, follower.exchange.step),
+        ):
+            before = remote.calls[method]
+            remote.fail(method, error, after=after)
+            with contextlib.suppress(SyncerError):
+                work()
+            if work == machine.exchange.step and remote.calls[method] > before + after:
+                told = machine.exchange.status().error
+                assert str(error) in told or error.__class__ in (MissingError, AccessError)
+            remote.work_again()
+            work()
+            assert not machine.exchange.status().error
+    assert laptop.exchange.role == "writer"
+    laptop.publish()
+    follower.exchange.step()
+    assert_same_history(laptop, follower)
+    remote.fail(method, error)
+    with contextlib.suppress(SyncerError):
+        follower.exchange.take_over()
+    remote.work_again()
+    follower.exchange.take_over()
+    follower.epoch(b"last")
+    follower.publish()
+    assert_same_history(follower, machines("clone"))
 
 
 # Everything at random

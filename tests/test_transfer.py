@@ -24,6 +24,7 @@ from syncer.rates import MovingRate, RateLimit
 from syncer.transfer.threads import Transfer
 from syncer.transfer.workers import Crew
 from tests.block_rig import Rig, content
+from tests.memory_remote import ERRORS
 
 
 class Work(Rig):
@@ -161,6 +162,44 @@ def test_a_remote_that_does_not_store_is_left_alone_for_a_while(
     # Each attempt ends with the next failure, until none is left; a flush retries at its start.
     wait_for(lambda: work.transfer.flush(0.2))
     assert not work.errors
+
+
+@pytest.mark.expects_warnings
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_what_can_not_be_uploaded_stays_dirty_and_is_told(work: Work, error: SyncerError) -> None:
+    ids = [work.write(content(number)) for number in range(5)]
+    work.remote.fail("put", error, times=10_000)
+    work.transfer.start()
+    wait_for(lambda: bool(work.errors or work.transfer.status().uploads.damaged))
+    told = [work.errors, *(text for _, text in work.transfer.status().uploads.damaged)]
+    assert str(error) in told
+    assert all(work.blocks.is_dirty(block_id) for block_id in ids)
+    assert work.blocks.evict(1 << 30) == 0
+    work.remote.work_again()
+    assert work.transfer.flush(20)
+    assert {block_key(block_id) for block_id in ids} == work.remote.objects.keys()
+    assert not work.errors
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_what_can_not_be_confirmed_is_uploaded_again(tmp_path: Path, error: SyncerError) -> None:
+    work = Work(tmp_path, settle_seconds=0.1)
+    work.remote.is_durable = False
+    work.remote.fail("stat", error, times=3)
+    try:
+        block_id = work.write(content(1))
+        work.transfer.start()
+        wait_for(lambda: work.remote.calls["stat"] >= 1)
+
+        def is_uploaded() -> bool:
+            # Whoever looks after an error of the login waits for long.
+            work.remote.check()
+            return not work.blocks.is_dirty(block_id)
+
+        wait_for(is_uploaded, 30)
+        assert work.remote.calls["put"] >= 2
+    finally:
+        work.close()
 
 
 @pytest.mark.expects_warnings
