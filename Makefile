@@ -1,5 +1,5 @@
 # make run      try syncer: mounts demo/mnt over a directory, no server needed
-# make test     run all tests but the torture tests
+# make test     run all tests but the torture tests; three at once, since they wait more than they work
 # make check    formatting, lint, types, layers, generated documentation
 # make bench    figures, as in docs/performance.md
 # make bench-scale  how cost grows with the number of files
@@ -19,7 +19,7 @@ run: .venv/run
 
 test: .venv/dev
 	@scripts/system-packages test $(PYTHON)
-	$(BIN)/python -m pytest -q --durations=10 -m "not torture"
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --durations=10 -m "not torture"
 
 check: .venv/dev
 	$(BIN)/ruff check .
