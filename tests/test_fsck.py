@@ -48,6 +48,7 @@ HISTORY_DAMAGE = {
     "impossible past": [
         "UPDATE node_past SET born = died + 5 WHERE id = 1",
         "UPDATE name_past SET died = 900",
+        "UPDATE epoch SET time_ns = 1 WHERE seq > 1",
     ],
 }
 LOCAL_DAMAGE = {
@@ -55,6 +56,8 @@ LOCAL_DAMAGE = {
     "wrong orphan": [f"INSERT INTO orphan(node) VALUES({_PHOTO})"],
     "patch of nothing": ["INSERT INTO patch VALUES(77, 1, 0, x'00', 1, 1)"],
     "leftover of an undone change": ["INSERT INTO undo_file VALUES(77, 1, 0, 0)"],
+    "wrong count of blocks": [f"UPDATE node SET blocks = 7 WHERE id = {_ISLAND}"],
+    "named garbage": ["INSERT INTO garbage SELECT id, 1 FROM block WHERE dirty IS NULL LIMIT 1"],
     "pin of nothing": ["INSERT INTO pin(node) VALUES(77)"],
     "published change in the outbox": ["INSERT INTO outbox VALUES(1, 1, x'')"],
     "damaged note of a checkpoint": ["INSERT INTO chunk VALUES(5, x'0102')"],
@@ -157,6 +160,18 @@ def test_wrong_counts_and_notes_are_set_right(place: Place, kind: str) -> None:
     with place.engine() as engine:
         engine.flush(60, lambda state: None)
     assert place.cloned_names() >= {b"small", b"large", b"tiny"}
+
+
+def test_a_pruned_history_is_sound(place: Place) -> None:
+    with place.engine() as engine:
+        for number in range(4):
+            place.write(engine, b"/album/photo2", noise(number, 50_000))
+            engine._committer.round()
+        engine.flush(60, lambda state: None)
+        moments = [row[0] for row in engine._db.query("SELECT seq FROM epoch ORDER BY seq")]
+        with engine._db.transaction():
+            engine._db.execute("DELETE FROM epoch WHERE seq = ?", (moments[2],))
+    assert place.fsck(remote=True).state == "clean"
 
 
 def test_a_cycle_in_the_history_is_cut_for_clones_as_well(place: Place) -> None:
@@ -296,6 +311,18 @@ def test_a_length_alone_shows_most_damage_of_the_server(place: Place) -> None:
     for path in place.objects():
         halve(path)
     assert set(place.fsck(remote=True).kinds) == {"bad block on the server"}
+
+
+def test_a_block_in_the_trash_that_is_named_all_the_same_comes_back(place: Place) -> None:
+    for path in place.objects():
+        trash = place.remote / "trash" / path.name
+        trash.parent.mkdir(exist_ok=True)
+        path.rename(trash)
+    for path in _clean(place):
+        path.unlink()
+    assert place.fsck(repair=True, remote=True).state == "repaired"
+    assert place.fsck(remote=True, read_data=True).state == "clean"
+    assert place.read_all() == place.files
 
 
 @pytest.mark.expects_warnings

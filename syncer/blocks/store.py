@@ -443,6 +443,7 @@ class Blocks(Ledger):
         for block_id in set(block_ids) - self._with_rows(block_ids):
             content = self.read_whole(block_id)
             if content is not None:
+                self.garbage.name(block_id)
                 self.cache.budget.adopt(disk_bytes(len(content)))
                 self._add_dirty(block_id, len(content), synced=False)
 

@@ -13,7 +13,8 @@ segment.
 The order, and what a crash after each step leaves:
 
 1. Look: a mark that is not known ends it here.
-2. The new token is noted and synced. Crash: a token that no mark has, which does no harm.
+2. The new token is noted, beside the database too, and synced. Crash: a token that no mark has,
+   which does no harm.
 3. The mark is put. Crash: two marks, both known.
 4. Look again: of two that begin at once, each sees the other's mark, and both go.
 5. The former marks are removed. Crash: as after step 3.
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+from collections.abc import Callable
 
 from syncer.errors import AccessError
 from syncer.exchange.writers import Writers, mark_key
@@ -36,10 +38,18 @@ _REMEMBERED = 64
 class Identity:
     """Whether this data directory may act under its machine's id. Used by one thread at a time."""
 
-    def __init__(self, db: Database, remote: Remote, writers: Writers) -> None:
+    def __init__(
+        self,
+        db: Database,
+        remote: Remote,
+        writers: Writers,
+        note: Callable[[str], None] = lambda tokens: None,
+    ) -> None:
+        """`note` keeps the known tokens for a rebuilding of the database: see `journal`."""
         self._db = db
         self._remote = remote
         self._writers = writers
+        self._note = note
 
     def begin(self) -> bool:
         """Leave a mark; False if another data directory has this machine's id."""
@@ -53,6 +63,7 @@ class Identity:
         tokens = [*forgotten[-_REMEMBERED:], *former, token]
         self._db.set_meta("marks", " ".join(tokens))
         self._db.sync()
+        self._note(" ".join(tokens))
         # A follower may have no right to write; then it can't claim to be the writer either.
         with contextlib.suppress(AccessError):
             self._remote.put(mark_key(machine, token), b"")

@@ -6,6 +6,7 @@ If the database is damaged, a new one is made of what the remote has and of thes
     <folder>/<first>-<last>       what began or ended in these epochs, as in the log
     <folder>/<first>-<last>.1     further parts of it
     <folder>/patches              the rows of table `patch`
+    <folder>/marks                the marks that this data directory knows as its own: `identity`
 
 One round, and what a crash after each step leaves:
 
@@ -32,6 +33,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import struct
@@ -57,9 +59,12 @@ from syncer.exchange.wire import (
 )
 from syncer.metadata.db import Database, Reader
 
+log = logging.getLogger(__name__)
+
 #: So many of the newest files, each no larger than twice the later ones together, become one.
 _MERGED_FILES = 16
 _PATCHES = "patches"
+_MARKS = "marks"
 _LENGTH = struct.Struct("<I")
 
 Patch = tuple[int, int, int, bytes, int, int]
@@ -130,6 +135,16 @@ class Journal:
         except BaseException:
             self._has_failed = True
             raise
+
+    def note_marks(self, tokens: str) -> None:
+        """Keep the marks that are known, before a new one is left on the remote.
+
+        By another thread than that of `write`. A failure costs a rebuilt database its machine id.
+        """
+        try:
+            self._put([(_MARKS, tokens.encode())])
+        except OSError as error:
+            log.warning("%s: %s", self._folder, error.strerror)
 
     def _write_epochs(self, reader: Reader, closed: int) -> None:
         values: dict[str, Any] = dict(reader.query("SELECT key, value FROM meta"))
@@ -299,6 +314,14 @@ def read_rows(path: Path, seed: int) -> tuple[Segment, Iterator[Rows]]:
             yield decode_part(_read(path.with_name(f"{path.name}.{number}")), seed, segment, number)
 
     return segment, rows()
+
+
+def read_marks(folder: Path) -> list[str]:
+    """The marks that were known."""
+    try:
+        return (folder / _MARKS).read_text(errors="replace").split()
+    except OSError:
+        return []
 
 
 def read_patches(folder: Path, seed: int) -> list[Patch]:

@@ -91,13 +91,14 @@ class Exchange:
         on_applied: AppliedHook = lambda touched: None,
         journaled: Callable[[], int] = lambda: MAX_EPOCH,
         before_writing: Callable[[], None] = lambda: None,
+        note_marks: Callable[[str], None] = lambda tokens: None,
     ) -> None:
         """`name` is what others call this machine, such as its host name.
 
         `on_applied` is called after others' changes were applied, with the keys that were
         touched, or None: everything may have changed. It must not call back. `journaled` tells
         the newest epoch that may be published. `before_writing` is called in the transaction that
-        makes this machine the writer.
+        makes this machine the writer; `note_marks` with what `identity` must not forget.
         """
         info = RepositoryInfo(db.get_meta("uuid"), db.get_meta("seed"))
         self._db = db
@@ -113,7 +114,7 @@ class Exchange:
         self._follower = Follower(db, remote, info, self._writers)
         self._publisher = Publisher(db, epochs, remote, info, journaled)
         self._checkpoints = Checkpoints(db, remote, info)
-        self._identity = Identity(db, remote, self._writers)
+        self._identity = Identity(db, remote, self._writers, note_marks)
         self._is_identified = False
         self._is_adopted = False
         self._is_settled = False

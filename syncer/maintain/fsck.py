@@ -152,6 +152,7 @@ class Fsck:
 
     def _check_blocks(self, reader: Reader) -> None:
         parts, options = self._parts, self._options
+        self._check_garbage(reader)
         is_rebuilt = parts.db.get_meta("boot", "") == REBUILT
         files = LocalFiles(
             parts.db, parts.blocks, parts.remote, self._report, repairs=options.repair,
@@ -177,6 +178,21 @@ class Fsck:
             self._check_remote_blocks(reader, known | lost, can_note=can_note)
         elif known:
             self._report.note(f"{len(known)} blocks are noted as lost")
+
+    def _check_garbage(self, reader: Reader) -> None:
+        """What is named must not be noted as to be thrown away."""
+        db = self._parts.db
+        for (block_id,) in reader.query("SELECT garbage.id FROM garbage JOIN named USING(id)"):
+            if db.query_one("SELECT 1 FROM garbage WHERE id = ?", (block_id,)) is None:
+                continue
+            self._report.found(
+                "named garbage",
+                f"block {block_id.hex()} is to be thrown away, and is named",
+                is_repaired=self._options.repair,
+            )
+            if self._options.repair:
+                with db.transaction():
+                    db.execute("DELETE FROM garbage WHERE id = ?", (block_id,))
 
     def _keep(self, unnamed: list[tuple[bytes, int]]) -> None:
         """Give blocks that nothing names a file each, in lost+found."""

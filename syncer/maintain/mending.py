@@ -18,7 +18,6 @@ from syncer.maintain.invariants import LINKS, ROWS, STRUCTURE
 from syncer.metadata.contents import INLINE_RUN, RUN_BLOCKS, Contents
 from syncer.metadata.db import Database, Row
 from syncer.metadata.epochs import Epochs
-from syncer.metadata.pruning import may_lack
 from syncer.metadata.tree import ROOT, Node, Tree
 
 LOST_AND_FOUND = b"lost+found"
@@ -300,16 +299,6 @@ _KEYS = {
 def _mend_epochs(db: Database) -> None:
     db.execute("DELETE FROM epoch WHERE seq < 1")
     # From behind, down to where moments may have been pruned.
-    gaps = (
-        "SELECT seq, before FROM (SELECT seq, lag(seq) OVER (ORDER BY seq) AS before FROM epoch)"
-        f" WHERE seq != before + 1 AND NOT {may_lack('seq - 1')} LIMIT 1"
-    )
-    while rows := db.query(gaps):
-        seq, before = rows[0]
-        db.execute(
-            "INSERT INTO epoch SELECT ?, machine, counter, time_ns FROM epoch WHERE seq = ?",
-            (seq - 1, before),
-        )
     db.execute(
         "UPDATE epoch SET time_ns = latest FROM (SELECT seq AS number,"
         " max(time_ns) OVER (ORDER BY seq) AS latest FROM epoch)"

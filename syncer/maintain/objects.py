@@ -129,7 +129,9 @@ class RemoteBlocks:
             return str(error)
 
     def _heal(self, block_id: bytes, wrong: str) -> None:
-        content = self._blocks.read_whole(block_id)
+        content, where = self._blocks.read_whole(block_id), "the local copy is good"
+        if content is None:
+            content, where = self._in_trash(block_id), "its trash has it"
         if content is None:
             self._lost.add(block_id)
             return
@@ -139,9 +141,16 @@ class RemoteBlocks:
             )
         self._report.found(
             "bad block on the server",
-            f"block {block_id.hex()}: {wrong}; the local copy is good",
+            f"block {block_id.hex()}: {wrong}; {where}",
             is_repaired=self._repairs,
         )
+
+    def _in_trash(self, block_id: bytes) -> bytes | None:
+        """A block that was thrown away, and is named all the same: see `sweep`."""
+        try:
+            return bytes(self._blocks.fetcher.download(block_id, urgent=False))
+        except (MissingError, CorruptError, FormatError):
+            return None
 
 
 # The history

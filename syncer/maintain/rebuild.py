@@ -6,9 +6,10 @@ publication again. Local block files find their rows: dirty, where only unpublis
 them, else clean.
 
 **Whose it is.** The newest segment file says which machine of which generation wrote it. It is the
-writer still if three things are so: the newest claim on the role is that machine's in that
-generation; a local file has the epoch with which the remote's history ends; and both say the same
-of this epoch. Then the remote's history is a beginning of what is here. If another machine has
+writer still if four things are so: the newest claim on the role is that machine's in that
+generation; all marks of that machine on the remote (`exchange.identity`) are known here; a local
+file has the epoch with which the remote's history ends; and both say the same of this epoch. Then
+the remote's history is a beginning of what is here. If another machine has
 claimed the role since, what is not published is a branch that stays here: the base ends where the
 own generation does, and the role is "displaced". In every other case (no files, or a remote that
 knows more of this machine than its files do, as with a copied data directory), the database is
@@ -39,7 +40,7 @@ from syncer.blocks.fetch import block_key
 from syncer.codec import BLOCK_BYTES
 from syncer.errors import CorruptError, FormatError, MissingError, SyncerError
 from syncer.exchange.incoming import Touched, check_touched, insert_epochs, insert_rows
-from syncer.exchange.journal import read_head, read_patches, read_rows, spans
+from syncer.exchange.journal import read_head, read_marks, read_patches, read_rows, spans
 from syncer.exchange.outgoing import Identity
 from syncer.exchange.recover import build_at, publish_file, remove_database
 from syncer.exchange.rows import changed_keys, trim
@@ -104,7 +105,10 @@ def rebuild(
     path = place.database.with_name(f"{place.database.name}.rebuilt")
     done = Rebuilt()
     local = _Local(place.segments, info, done)
-    chain = Writers(remote, info).look()
+    writers = Writers(remote, info)
+    chain = writers.look()
+    if local.identity is not None:
+        local.is_only = writers.marks(local.identity.machine) <= set(local.marks)
     progress("rebuilding: the server's history", 0, 0)
     try:
         _build(path, remote, info, local, chain, name, done)
@@ -141,7 +145,11 @@ def _build(
     identity = local.identity
     if identity is not None:
         newest = chain.newest
-        is_writer = newest is not None and (newest.generation, newest.machine) == identity[1:]
+        is_writer = (
+            newest is not None
+            and (newest.generation, newest.machine) == identity[1:]
+            and local.is_only
+        )
         until = None if is_writer else identity.generation
         is_known = any(
             link.generation == identity.generation and link.machine == identity.machine
@@ -162,6 +170,7 @@ def _build(
                         db.set_meta("generation", identity.generation)
                         db.set_meta("writer", identity.machine)
                         db.set_meta("role", done.role)
+                        db.set_meta("marks", " ".join(local.marks))
                     return
                 done.problems.append(
                     "the server's history is not that of the local segment files: this data"
@@ -204,6 +213,9 @@ class _Local:
         self.unfit: list[Path] = []
         #: Of the newest file.
         self.identity: Identity | None = None
+        self.marks = read_marks(folder)
+        #: No other data directory has left a mark under the same machine id.
+        self.is_only = True
         for first, last in spans(folder):
             path = folder / f"{first:016x}-{last:016x}"
             try:

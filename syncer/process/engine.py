@@ -142,6 +142,7 @@ class Engine:
             on_applied=self._on_applied,
             journaled=self._journal.newest,
             before_writing=self._blocks.forget_unnamed,
+            note_marks=self._journal.note_marks,
         )
         self._loop = ExchangeLoop(self._exchange, after_step=self._note_role)
         self.pruner = Pruner(
@@ -369,9 +370,7 @@ class Engine:
             "unpublished_epochs": exchange.unpublished,
             "stranded_changes": exchange.stranded,
             "damaged_blocks": [block_id.hex() for block_id, _ in transfer.uploads.damaged],
-            "unreadable_files": sorted(
-                path for path, _ in list(self.vfs.files.unreadable.values())
-            ),
+            "unreadable_files": self.vfs.files.unreadable_paths(),
             "errors": self._errors(transfer.last_worker_failure),
             "pid": os.getpid(),
             "data": str(self.folder.path),
