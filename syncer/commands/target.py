@@ -40,7 +40,9 @@ def resolve(text: str) -> Target:
     # What is not mounted is named from its data directory on: data/photos/a.jpg.
     for above in (path, *path.parents):
         folder = DataFolder(above)
-        if os.path.exists(folder.config) and os.path.exists(folder.database):
+        # One that has lost its database is still one: fsck builds it anew.
+        parts = (folder.database, folder.blocks)
+        if os.path.exists(folder.config) and any(map(os.path.exists, parts)):
             return Target(folder, "/" + "/".join(path.relative_to(above).parts))
     raise MissingError(f"{text} is neither a data directory nor mounted by syncer")
 
