@@ -207,7 +207,7 @@ class Daemon:
                 plan.config,
                 mountpoint=str(plan.mountpoint),
                 fuse=plan.fuse,
-                update_atime="noatime" not in plan.options,
+                update_atime={"noatime", "ro"}.isdisjoint(plan.options),
             )
             try:
                 if plan.take_over:

@@ -41,6 +41,44 @@ def _creating(place: Path) -> int:
     return len(os.listdir(place / "full")) - 1
 
 
+def _making_directories(place: Path) -> int:
+    """Of all who make one directory, one succeeds, and all see it."""
+
+    def work(number: int) -> None:
+        for name in range(_TIMES):
+            try:
+                os.mkdir(place / f"dir/{name}")
+            except FileExistsError:
+                assert (place / f"dir/{name}").is_dir()
+                continue
+            (place / f"full/{number}-{name}").touch()
+
+    in_processes(work)
+    return len(os.listdir(place / "full")) - 1
+
+
+def _counting_under_a_link(place: Path) -> int:
+    """The lock of old: who can link a file to its name holds it. The counter is replaced."""
+    (place / "counter").write_bytes(b"0")
+
+    def work(number: int) -> None:
+        mine, lock, new = place / f"mine-{number}", place / "lock", place / f"new-{number}"
+        mine.touch()
+        for _ in range(_TIMES // 4):
+            while True:
+                with contextlib.suppress(FileExistsError):
+                    os.link(mine, lock)
+                    break
+                os.sched_yield()
+            assert mine.stat().st_nlink == 2
+            new.write_bytes(b"%d" % (int((place / "counter").read_bytes()) + 1))
+            os.rename(new, place / "counter")
+            os.unlink(lock)
+
+    in_processes(work)
+    return int((place / "counter").read_bytes())
+
+
 def _removing_what_was_closed(place: Path) -> list[str]:
     """The library may not have noticed yet that a file was closed when it is removed."""
 
@@ -128,6 +166,9 @@ def _flock(place: Path) -> None:
 CASES = [
     case("many who append lose nothing", _appending, True),
     case("of many who make a name, one succeeds", _creating, _TIMES),
+    case("of many who make a directory, one succeeds", _making_directories, _TIMES),
+    case("many who count under a lock file lose nothing", _counting_under_a_link,
+         PROCESSES * (_TIMES // 4)),
     case("many who remove what they just closed leave nothing", _removing_what_was_closed, []),
     case("many who count under a lock lose nothing", _counting, PROCESSES * _TIMES),
     case("many who replace a file show its readers a whole one",

@@ -133,7 +133,8 @@ def _sticky_directories(place: Path) -> list[str]:
     another one, one must also be able to write to it, since its two dots change."""
     owners = (NOBODY, _ROOT, STRANGER)
     scenes, untouched, gone = [], [], []
-    combinations = itertools.product((0o1777, 0o777), owners, owners, _KINDS)
+    kinds = ("file", "dir", "symlink")
+    combinations = itertools.product((0o1777, 0o777), owners, owners, kinds)
     for number, (mode, owner_of_directory, owner, kind) in enumerate(combinations):
         for action in (_remove, _take_away, _replace):
             box = place / f"{number}{action.__name__}"
