@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from syncer.codec import BLOCK_BYTES
-from syncer.vfs.caller import Caller
+from syncer.vfs.caller import Caller, Request
 from syncer.vfs.calls import RENAME_EXCHANGE, RENAME_NOREPLACE, Caching
 from syncer.vfs.openfile import OpenFile
 from tests.vfs_rig import INLINE_BYTES, ME, State, VfsRig, fast_folder
@@ -239,6 +239,22 @@ def test_a_file_that_libfuse_forgets_to_remove_goes_with_its_last_handle(rig: Vf
     assert rig.list(b"/") == [b"two"]
     assert rig.tree.orphans() == []
     assert rig.vfs.totals() == (2, 7)
+
+
+def test_what_was_to_be_saved_of_a_removed_file_goes_with_it(rig: VfsRig) -> None:
+    """Its patches wait to be made into blocks; libfuse still takes it for open, and hides it."""
+    rig.make(b"/file", os.urandom(300_000))
+    handle = rig.vfs.open(b"/file", os.O_RDWR)
+    rig.vfs.write(handle, memoryview(b"patch"), 1000)
+    rig.vfs.files.flush(handle)
+    rig.vfs.release(handle)
+    assert rig.vfs.files.unsaved_count() == 1
+    rig.vfs.hidden.asked = lambda: Request.REMOVAL
+    hide(rig, b"/file")
+    rig.blocks.collect()
+    rig.round(seal=True)
+    assert rig.vfs.files.unsaved_count() == 0
+    assert not rig.files()
 
 
 def test_a_file_that_was_just_closed_can_be_hidden(rig: VfsRig) -> None:

@@ -389,6 +389,8 @@ class Files:
         with self.lock:
             files = [file for file in self._files.values() if file.dirty_since_ns is not None]
         for file in files:
+            # One that was removed has nothing to be saved, and perhaps no block to load.
+            self.forget(file.node_id)
             try:
                 file.flush(seal=seal or file.is_due(_PATCH_NS))
             except SyncerError as error:
