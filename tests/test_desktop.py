@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import configparser
 import os
+import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 
 from syncer.errors import AccessError, MissingError, UsageError
 from syncer.process import desktop
+from tests.processes import environment, is_mounted, run
 
 AWKWARD = (
     "plain",
@@ -104,6 +107,34 @@ def test_systemd_runs_the_mount_in_the_foreground_and_unmounts_it(tmp_path: Path
     assert value(entry, "Service", "ExecStop") == (
         f'-:"{sys.executable}" "-m" "syncer" "umount" "{tmp_path}/m $USER"'
     )
+
+
+@pytest.mark.fuse
+def test_after_a_kill_the_unit_mounts_again_by_itself(tmp_path: Path) -> None:
+    """The unit's own command, run as systemd does: again after SIGKILL (Restart=on-failure)."""
+    data, mountpoint = tmp_path / "data", tmp_path / "mnt"
+    mountpoint.mkdir()
+    run("init", data, tmp_path / "remote")
+    entry = desktop.add(data, mountpoint, systemd=True)
+    assert value(entry, "Service", "Restart") == "on-failure"
+    assert value(entry, "Unit", "StartLimitIntervalSec") == "0"
+    assert float(value(entry, "Service", "RestartSec")) <= 1
+    words = shlex.split(value(entry, "Service", "ExecStart").removeprefix(":"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(60)
+        for end in (signal.SIGKILL, signal.SIGTERM):
+            env = environment(NOTIFY_SOCKET=str(tmp_path / "notify"))
+            with subprocess.Popen(words, env=env, stderr=subprocess.DEVNULL) as process:
+                try:
+                    assert systemd.recv(100) == b"READY=1"
+                    if end is signal.SIGKILL:
+                        (mountpoint / "file").write_text("content")
+                    assert (mountpoint / "file").read_text() == "content"
+                finally:
+                    process.send_signal(end)
+    assert process.returncode == 0
+    assert not is_mounted(mountpoint)
 
 
 def test_a_unit_is_enabled_as_systemctl_would(tmp_path: Path, config_home: Path) -> None:

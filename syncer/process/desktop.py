@@ -206,6 +206,8 @@ def _unit_text(entry: Entry) -> str:
     return f"""\
 [Unit]
 Description=syncer mount of {_systemd_specifiers(str(entry.mountpoint))} at login
+# However often it dies: the collection is to be there again, and no start does harm.
+StartLimitIntervalSec=0
 
 [Service]
 Type=notify
@@ -218,7 +220,7 @@ KillMode=mixed
 # Written data has to reach the local disk, which may be slow.
 TimeoutStopSec=5min
 Restart=on-failure
-RestartSec=5
+RestartSec=1
 RestartPreventExitStatus={final}
 
 [Install]
