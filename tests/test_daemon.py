@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import signal
 import socket
@@ -160,6 +161,22 @@ def test_what_is_written_while_it_ends_is_kept_as_long_as_it_is_mounted(place: P
     place.mount()
     assert kept
     assert (place.mnt / "file").stat().st_size >= kept
+
+
+def test_what_was_written_through_a_mapping_is_kept_at_a_signal(place: Place) -> None:
+    """The kernel holds such pages; neither msync nor fsync hands them over before the signal."""
+    place.mount("--fuse", "3", "--writeback", "on")
+    pid = place.pid
+    (place.mnt / "file").write_bytes(bytes(100_000))
+    file = open(place.mnt / "file", "r+b", buffering=0)
+    with mmap.mmap(file.fileno(), 0) as pages:
+        pages[50_000:50_006] = b"mapped"
+        os.kill(pid, signal.SIGTERM)
+        wait_for(place.ended(pid), ENDS_WITHIN_SECONDS)
+    with pytest.raises(OSError, match="not connected"):
+        file.close()
+    place.mount()
+    assert (place.mnt / "file").read_bytes() == bytes(50_000) + b"mapped" + bytes(49_994)
 
 
 @BOTH_BINDINGS

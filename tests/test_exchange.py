@@ -333,6 +333,20 @@ def test_an_epoch_waits_for_its_blocks(laptop: Machine, machines: Callable[[str]
     assert_same_history(laptop, late)
 
 
+def test_what_is_not_power_safe_here_is_not_published(
+    laptop: Machine, machines: Callable[[str], Machine]
+) -> None:
+    """Or a power cut could take a file back behind what others have seen."""
+    laptop.epoch(b"first")
+    laptop.db.set_meta("durable", laptop.epochs.open - 1)
+    laptop.epoch(b"second")
+    laptop.publish()
+    assert machines("early").names() == {b"first"}
+    laptop.db.set_meta("durable", laptop.epochs.open - 1)
+    laptop.publish()
+    assert machines("late").names() == {b"first", b"second"}
+
+
 def test_an_open_file_without_a_name_holds_up_nobody(
     laptop: Machine, machines: Callable[[str], Machine]
 ) -> None:

@@ -276,3 +276,29 @@ def test_a_damaged_copy_on_the_remote_names_the_file(rig: VfsRig) -> None:
     rig.remote.damage(block_key(block_id), b"nonsense")
     with pytest.raises(Exception, match="/file: "):
         rig.read(handle)
+
+
+def test_a_flush_that_fails_half_way_leaves_no_zeros_that_nobody_wrote(
+    rig: VfsRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Buffers are sealed from the front, so the committed size covers only what is sealed."""
+    handle = opened(rig)
+    content = noise(BLOCK_BYTES + 5000)
+    # Not from the front, or the first block would be sealed as soon as it is full.
+    write(rig, handle, content[BLOCK_BYTES - 10 :], BLOCK_BYTES - 10)
+    write(rig, handle, content[: BLOCK_BYTES - 10])
+    put, calls = rig.blocks.put, []
+
+    def fail_at_the_second(data: memoryview) -> bytes:
+        calls.append(len(data))
+        if len(calls) > 1:
+            raise LocalFullError("full")
+        return put(data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.blocks, "put", fail_at_the_second)
+        with pytest.raises(LocalFullError):
+            rig.vfs.files.flush(handle)
+    rig.reopen()
+    found = rig.read(b"/file")
+    assert len(calls) == 2 and found and content.startswith(found)

@@ -94,6 +94,28 @@ def test_a_thousand_power_cuts_leave_what_was_synced(seed: int) -> None:
     cut_twice(seed)
 
 
+def test_a_state_whose_blocks_were_dropped_is_not_taken_for_whole() -> None:
+    """While fsync waits for the disk the file is written again, and the power goes."""
+    contents = [random.Random(seed).randbytes(20_000) for seed in range(3)]
+    with fast_folder() as folder:
+        rig = VfsRig(folder)
+        number = rig.make(b"/file", contents[0])
+        rig.round(seal=True)
+        safe = rig.files()
+        handle = rig.vfs.open(b"/file", os.O_RDWR)
+        for content in contents[1:]:
+            rig.vfs.write(handle, memoryview(content), 0)
+            rig.vfs.files.flush(handle)
+            # The first half of an fsync.
+            rig.blocks.begin_sync(number)
+        rig.db.close()
+        for block_id in rig.files().keys() - safe.keys():
+            rig.path(block_id).unlink()
+        again = VfsRig(folder, power_was_cut=True)
+        assert again.read(b"/file") == contents[0]
+        again.close()
+
+
 @pytest.fixture
 def another_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine sees another boot id than that of the work before."""

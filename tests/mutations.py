@@ -1,0 +1,287 @@
+"""Steps and checks that the promises rest on, each with the test that fails without it.
+
+    python -m tests.mutations             takes each out of a copy of the program, and runs its test
+    python -m tests.mutations clean       only those whose words hold "clean"
+    python -m tests.mutations --table     prints the table in docs/reliability.md
+
+A mutation that no test notices is a promise that no test keeps.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+_COPIED = ("syncer", "tests", "setup.cfg", "setup.py", "docs", "scripts")
+_TESTS_FAILED = 1
+"""pytest's exit status; others mean that it did not come to run them."""
+_TEST_SECONDS = 900.0
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One step or check, and what stands in its place."""
+
+    promise: int
+    """Its number in docs/reliability.md."""
+    what: str
+    file: str
+    old: str
+    new: str
+    test: str
+    """As pytest takes it."""
+
+
+_OPENFILE, _LEDGER, _STORE = "vfs/openfile.py", "blocks/ledger.py", "blocks/store.py"
+_UNDO, _PUBLISH, _COMMITTER = "metadata/undo.py", "exchange/publish.py", "process/committer.py"
+_POWER = "faults/test_power.py::test_a_power_cut_leaves_what_was_synced_and_nothing_wrong"
+
+MUTATIONS = (
+    Mutation(
+        1, "replaced blocks go without a sync of what replaces them", _LEDGER,
+        "            self.sync_all()\n            self._unlink(dropped)",
+        "            self._unlink(dropped)",
+        "test_blocks.py::test_a_dropped_blocks_file_stays_until_its_replacement_is_safe",
+    ),
+    Mutation(
+        1, "epochs are published before their blocks", _PUBLISH,
+        "if missing is not None:", "if False:",
+        "test_exchange.py::test_an_epoch_waits_for_its_blocks",
+    ),
+    Mutation(
+        1, "what is published is not power-safe here", _PUBLISH,
+        "        self._db.sync()\n        check_writer()", "        check_writer()",
+        "test_exchange.py::test_what_is_published_is_power_safe_first",
+    ),
+    Mutation(
+        1, "epochs are published before their blocks are on the local disk", _PUBLISH,
+        "return min(closed, durable)", "return closed",
+        "test_exchange.py::test_what_is_not_power_safe_here_is_not_published",
+    ),
+    Mutation(
+        2, "eviction takes dirty blocks", _LEDGER,
+        "SELECT id, size FROM block WHERE dirty IS NULL AND pinned = 0",
+        "SELECT id, size FROM block WHERE pinned = 0",
+        "test_blocks.py::test_dirty_blocks_are_never_evicted",
+    ),
+    Mutation(
+        2, "eviction takes blocks in use", _LEDGER,
+        "if block_id not in self._holds and block_id not in self._removing:",
+        "if block_id not in self._removing:",
+        "test_blocks.py::test_blocks_in_use_are_not_evicted",
+    ),
+    Mutation(
+        2, "files go before their clean marks are on the disk", _LEDGER,
+        "            self._db.sync()\n            self.cache.remove(batch)",
+        "            self.cache.remove(batch)",
+        "test_blocks.py::test_the_clean_mark_is_power_safe_before_the_file_goes",
+    ),
+    Mutation(
+        2, "an upload that the server can't sync counts at once", "transfer/uploads.py",
+        "if not self._remote.durable:", "if False:",
+        "test_transfer.py::"
+        "test_without_a_sync_on_the_remote_a_block_stays_dirty_until_it_settled",
+    ),
+    Mutation(
+        2, "nobody looks whether an object has settled", "transfer/uploads.py",
+        "if not there:", "if False:",
+        "test_transfer.py::test_what_did_not_survive_its_settling_is_uploaded_again",
+    ),
+    Mutation(
+        2, "an object is not synced", "remote/local.py",
+        "                os.fsync(self._descriptor)\n", "",
+        "test_remote_local.py::test_everything_is_synced_before_put_returns",
+    ),
+    Mutation(
+        2, "an object's size is not compared", "remote/files.py",
+        "if file.size_bytes != size_bytes:", "if False:",
+        "test_remote_session.py::test_a_write_that_was_cut_short_shows_in_the_size",
+    ),
+    Mutation(
+        3, "an unmounted disk counts as empty", "remote/files.py",
+        "            if key != CONFIG_KEY:\n                self._require_repository(files)\n", "",
+        "test_remote_local.py::test_a_disk_that_is_not_mounted_is_offline_and_not_empty",
+    ),
+    Mutation(
+        3, "a block that is nowhere reads as nothing", _STORE,
+        "            if content is None:\n                raise\n",
+        "            if content is None:\n                return b''\n",
+        "test_blocks.py::test_a_block_that_is_nowhere_is_missing",
+    ),
+    Mutation(
+        4, "local files are not verified", _STORE,
+        "return fits and codec.block_id(content, self.seed) == block_id", "return fits",
+        "test_blocks.py::test_a_damaged_local_copy_is_fetched_again_and_set_aside",
+    ),
+    Mutation(
+        4, "fetched pieces are not verified", "codec.py",
+        "        decode_piece(header, piece, body[start : start + PIECE_BYTES], seed)\n",
+        "        pass\n",
+        "test_codec.py::test_a_changed_byte_anywhere_is_noticed",
+    ),
+    Mutation(
+        4, "a segment need not continue the one before it", "exchange/recover.py",
+        'if segment.parent != self._db.get_meta("parent_segment"):', "if False:",
+        "test_exchange.py::test_a_segment_of_another_chain_is_refused",
+    ),
+    Mutation(
+        5, "the round does not sync blocks", _COMMITTER,
+        "            self._blocks.sync_all()\n", "", _POWER,
+    ),
+    Mutation(
+        5, "the round does not sync the database", _COMMITTER,
+        "            self._db.sync()\n", "", _POWER,
+    ),
+    Mutation(
+        5, "fsync does not sync the file's blocks", _OPENFILE,
+        "        self._blocks.finish_sync(begun)\n", "", _POWER,
+    ),
+    Mutation(
+        5, "fsync does not end the file's turn", _LEDGER,
+        "self.undo.end_turn_of(node_id)", "0", _POWER,
+    ),
+    Mutation(
+        5, "what a change replaces is not copied", _OPENFILE,
+        "                self._blocks.undo.keep(self.node_id, runs, cut_run)\n", "", _POWER,
+    ),
+    Mutation(
+        5, "turns begin anew in each process", _UNDO,
+        "1 + (row[0] or 0 if row else 0)", "1", _POWER,
+    ),
+    Mutation(
+        5, "dropped blocks are not looked at after a cut", _STORE,
+        "dropped = set(self.undo.dropped())", "dropped: set[bytes] = set()",
+        "faults/test_power.py::test_a_state_whose_blocks_were_dropped_is_not_taken_for_whole",
+    ),
+    Mutation(
+        5, "what a rename moves over a file is not synced", "vfs/hidden.py",
+        "self._files.fsync(handle, lambda: None)", "pass", _POWER,
+    ),
+    Mutation(
+        5, "files end in bytes that were never sealed", _OPENFILE,
+        "for index in sorted(indexes):", "for index in sorted(indexes, reverse=True):",
+        "test_openfile.py::test_a_flush_that_fails_half_way_leaves_no_zeros_that_nobody_wrote",
+    ),
+    Mutation(
+        5, "requests are served before recovery", "binding.py",
+        "        self.operations.start()\n        answer_init(library, fuse, wanted)\n",
+        "        answer_init(library, fuse, wanted)\n        self.operations.start()\n",
+        "test_daemon.py::test_no_request_is_served_before_recovery_is_done",
+    ),
+    Mutation(
+        5, "a removed open file may come back", "vfs/hidden.py",
+        "if node.nlink == 1 and asked is Request.REMOVAL:", "if False:",
+        "faults/test_kills.py::test_who_removes_an_open_file_and_dies_has_removed_it",
+    ),
+    Mutation(
+        5, "SIGTERM does not take in what the kernel holds", "process/daemon.py",
+        "    def _unmount(self) -> None:\n        self._hand_over()\n",
+        "    def _unmount(self) -> None:\n        os._exit(0)\n",
+        "test_daemon.py::test_what_the_kernel_gathered_of_an_open_file_is_kept",
+    ),
+    Mutation(
+        6, "reservations pass the limit", "blocks/budget.py",
+        "if size_bytes > room or self._closed:", "if self._closed:",
+        "test_cache.py::test_no_more_than_the_limit_is_ever_given_out",
+    ),
+    Mutation(
+        6, "the floor of free space does not count", "blocks/budget.py",
+        "return min(self._limit_bytes - counted, self._free_bytes - self._min_free_bytes)",
+        "return self._limit_bytes - counted",
+        "test_cache.py::test_the_floor_of_free_space_holds_though_others_use_the_disk",
+    ),
+    Mutation(
+        7, "the end does not end waits for room", "blocks/budget.py",
+        "                    if self._closed or remaining <= 0:", "                    if False:",
+        "test_transfer.py::test_stopping_ends_every_wait",
+    ),
+    Mutation(
+        7, "a server without an answer is waited for", "remote/connection.py",
+        "patience_seconds = limit_seconds or self._timeout_seconds", "patience_seconds = 1e6",
+        "test_remote_sftp.py::test_a_frozen_server_is_noticed_within_the_limit",
+    ),
+    Mutation(
+        8, "a segment that a crash let it forget is not adopted", _PUBLISH,
+        "        self._commit(publication.key, publication.last)\n", "",
+        "test_exchange.py::test_what_is_published_is_cloned",
+    ),
+    Mutation(
+        8, "a checkpoint takes chunks that have changed since", _PUBLISH,
+        '            forget_touched(self._db, self._db.get_meta("published") + 1, last)\n', "",
+        "test_exchange.py::test_a_checkpoint_and_what_came_after_are_everything",
+    ),
+    Mutation(
+        9, "a former writer does not look after its segment", _PUBLISH,
+        "        check_writer()\n        self._commit(", "        self._commit(",
+        "test_exchange.py::test_a_segment_that_comes_too_late_is_a_branch",
+    ),
+)  # fmt: skip
+
+
+def table() -> str:
+    """The list for docs/reliability.md."""
+    lines = ["| promise | without it | fails |", "|---|---|---|"]
+    for one in MUTATIONS:
+        name = one.test.replace("::", "`: `")
+        lines.append(f"| {one.promise} | {one.what} (`{one.file}`) | `{name}` |")
+    return "\n".join(lines) + "\n"
+
+
+def survivors(mutations: tuple[Mutation, ...]) -> Iterator[tuple[Mutation, str]]:
+    """Those that their tests do not notice, each with what pytest said."""
+    with tempfile.TemporaryDirectory(prefix="syncer-mutations-") as folder:
+        for name in _COPIED:
+            source = ROOT / name
+            copy = shutil.copytree if source.is_dir() else shutil.copy
+            copy(source, Path(folder) / name)
+        for one in mutations:
+            file = Path(folder) / "syncer" / one.file
+            whole = file.read_text()
+            file.write_text(whole.replace(one.old, one.new))
+            try:
+                status, said = _run(one.test, Path(folder))
+            finally:
+                file.write_text(whole)
+            if status != _TESTS_FAILED:
+                yield one, said
+            else:
+                print(f"caught: {one.what}", flush=True)
+
+
+def _run(test: str, folder: Path) -> tuple[int, str]:
+    """pytest's exit status and last lines, for a test of the copy."""
+    words = ["-q", "-x", "-m", "not torture", "-p", "no:cacheprovider", f"tests/{test}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_TEST_SECONDS,
+        check=False,
+    )
+    return done.returncode, done.stdout[-2000:]
+
+
+def main() -> int:
+    if "--table" in sys.argv:
+        print(table(), end="")
+        return 0
+    chosen = tuple(one for one in MUTATIONS if all(word in str(one) for word in sys.argv[1:]))
+    found = 0
+    for one, said in survivors(chosen):
+        print(f"NOT CAUGHT: {one.what} ({one.file}) by {one.test}\n{said}", flush=True)
+        found += 1
+    return min(found, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
