@@ -18,6 +18,8 @@ from syncer.codec import BLOCK_BYTES
 from syncer.config import Config
 from syncer.errors import LocalFullError, UsageError
 from syncer.metadata import schema
+from syncer.metadata.tree import Node, Tree
+from syncer.metadata.walk import files_below
 from syncer.process.engine import Engine
 from syncer.process.repository import clone_repository, create_repository
 from syncer.vfs.caller import Caller
@@ -96,8 +98,12 @@ class Rig:
 
     def wait_settled(self) -> None:
         """Until the keeper has seen to all that was noted."""
-        self.engine._keeper.hurry()
-        self.wait(lambda: not self.db.get_meta("pins_stale", 0))
+
+        def is_settled() -> bool:
+            self.engine._keeper.hurry()
+            return not self.db.get_meta("pins_stale", 0)
+
+        self.wait(is_settled)
 
     def go_offline(self) -> None:
         self.remote.rename(self.remote.with_name("away"))
@@ -426,6 +432,31 @@ def test_renames_within_a_pinned_folder_during_passes_lose_no_mark(rig: Rig) -> 
         ended.set()
         thread.join()
     rig.wait_settled()
+
+
+def test_a_file_that_moves_behind_a_passes_back_keeps_its_mark(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From where the pass has not been yet to where it has been already."""
+    rig.pin(b"/other", b"/thumbs")
+    rig.wait_settled()
+    marked: list[int] = []
+    pinned, end_pass = rig.engine._blocks.pinned, rig.engine._blocks.pinned.end_pass
+
+    def moving(tree: Tree, top: Node) -> Iterator[Node]:
+        yield from files_below(tree, top)
+        if not marked and tree.path_of(top.id) == b"/other":
+            rig.vfs.rename(b"/thumbs/0", b"/other/moved")
+
+    def end() -> None:
+        marked.append(pinned.used_bytes())
+        end_pass()
+
+    monkeypatch.setattr("syncer.transfer.keeper.files_below", moving)
+    monkeypatch.setattr(pinned, "end_pass", end)
+    rig.engine._tree.pins.loosen()
+    rig.wait_settled()
+    assert marked[0] == 6 * 20_480
 
 
 def test_a_database_of_before_pins_is_brought_up_to_date() -> None:
