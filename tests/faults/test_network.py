@@ -66,7 +66,15 @@ def check_clone(mount: Mount, folder: Path) -> None:
 # Everybody waits
 
 
-@pytest.mark.parametrize(("fuse", "direct"), [(FUSE, False), (FUSE, True), (BINDINGS[0], False)])
+@pytest.mark.parametrize(
+    ("fuse", "direct"),
+    [
+        (FUSE, False),
+        (BINDINGS[0], True),
+        pytest.param(FUSE, True, marks=pytest.mark.torture),
+        pytest.param(BINDINGS[0], False, marks=pytest.mark.torture),
+    ],
+)
 def test_however_many_wait_for_the_server_the_rest_goes_on(
     line: Proxy, server: Sshd, tmp_path: Path, fuse: str, direct: bool
 ) -> None:
@@ -267,6 +275,7 @@ def test_a_line_that_loses_all_answers_is_noticed_and_replaced(
         check_clone(mount, tmp_path)
 
 
+@pytest.mark.torture
 def test_a_long_way_is_no_fault(line: Proxy, server: Sshd, tmp_path: Path) -> None:
     with mounted_over(line, server, tmp_path, FUSE, timeout="5") as mount:
         line.delay(0.1)

@@ -1,0 +1,118 @@
+"""Disks that are full: the server's, and this computer's, for blocks and for metadata."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.line import noise
+from tests.mounted import BINDINGS, mounted
+from tests.processes import contents, wait_for
+
+pytestmark = [
+    pytest.mark.fuse,
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can make small disks"),
+]
+
+FUSE = BINDINGS[-1]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 40 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)]
+    subprocess.run(mount, check=True, timeout=60)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True, timeout=60)
+
+
+def free_bytes(folder: Path) -> int:
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
+
+
+def fill(folder: Path, left_bytes: int) -> Path:
+    """Use up the disk, but for so much."""
+    ballast = folder / "ballast"
+    with open(ballast, "wb") as file:
+        file.write(bytes(max(0, free_bytes(folder) - left_bytes)))
+    return ballast
+
+
+def test_while_the_servers_disk_is_full_writing_goes_on_and_resumes(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    with mounted(
+        tmp_path, FUSE, limit="200", remote=str(small_disk / "remote"), expects_warnings=True
+    ) as mount:
+        (mount.path / "before").write_bytes(noise(3_000_000, 0))
+        mount.flush()
+        ballast = fill(small_disk, 5_000_000)
+        for number in range(20):
+            (mount.path / f"{number}").write_bytes(noise(1_000_000, number + 1))
+        wait_for(lambda: "No space left" in mount.status()["remote"]["error"], 60)
+        status = mount.status()
+        assert status["remote"]["state"] == "error"
+        assert not status["safe"]
+        assert status["dirty_bytes"] >= 10_000_000
+        assert not status["waiting"], "there is room here"
+        assert (mount.path / "before").read_bytes() == noise(3_000_000, 0)
+        ballast.unlink()
+        mount.flush()
+        wait_for(lambda: mount.status()["remote"]["state"] == "online")
+        assert mount.status()["safe"]
+        with mounted(tmp_path, FUSE, name="clone", remote=mount.remote, clone=True) as clone:
+            assert contents(clone.path) == contents(mount.path)
+
+
+def test_a_disk_without_room_for_metadata_refuses_and_loses_nothing(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    with mounted(
+        tmp_path, FUSE, data=small_disk / "data", expects_warnings=True,
+        settings={"timeout": "1", "min_free": "1"},
+    ) as mount:  # fmt: skip
+        (mount.path / "before").write_bytes(noise(100_000, 0))
+        mount.flush()
+        # Less than SQLite takes for the next pages of its log.
+        ballast = fill(small_disk, 0)
+        made = set()
+        refused: OSError | None = None
+        for number in range(20_000):
+            try:
+                os.mkdir(mount.path / f"folder-{number}")
+            except OSError as error:
+                refused = error
+                break
+            made.add(f"folder-{number}")
+        assert refused is not None
+        assert refused.errno == errno.ENOSPC
+        assert (mount.path / "before").read_bytes() == noise(100_000, 0)
+        assert set(os.listdir(mount.path)) == {"before", *made}
+        for change in (
+            lambda: (mount.path / "small").write_bytes(b"x"),
+            lambda: os.rename(mount.path / "before", mount.path / "after"),
+        ):
+            # Refused, or there was just room: never half.
+            with contextlib.suppress(OSError):
+                change()
+        ballast.unlink()
+        (mount.path / "file").write_bytes(noise(100_000, 1))
+        before = contents(mount.path)
+        assert before["file"] == noise(100_000, 1)
+        assert made < before.keys()
+        mount.flush()
+        mount.remount()
+        assert contents(mount.path) == before
+        with mounted(tmp_path, FUSE, name="clone", remote=mount.remote, clone=True) as clone:
+            assert contents(clone.path) == before
