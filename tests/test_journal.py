@@ -1,0 +1,196 @@
+"""Local segment files: what is not published, once more, few files and all of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from syncer.errors import CorruptError
+from syncer.exchange import journal
+from syncer.exchange.incoming import insert_epochs, insert_rows
+from syncer.exchange.journal import Journal, read_rows, spans
+from syncer.exchange.rows import TABLES, Rows, changed_keys, trim
+from syncer.exchange.writers import RepositoryInfo, set_up_database
+from syncer.metadata.contents import Contents
+from syncer.metadata.db import Database
+from syncer.metadata.epochs import Epochs
+from syncer.metadata.tree import ROOT, Tree
+from tests.vfs_rig import fast_folder
+
+_SEED = 7
+_UUID = "11111111-1111-1111-1111-111111111111"
+_STATE = (
+    "SELECT parent, name, node, born, 0 FROM name UNION ALL"
+    " SELECT parent, name, node, born, died FROM name_past ORDER BY 1, 2, 4"
+)
+
+
+class Writer:
+    """A machine that is away from the server."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.segments = folder / "segments"
+        self.db = Database(folder / "metadata.db")
+        if self.db.get_meta("uuid") is None:
+            set_up_database(self.db, RepositoryInfo(_UUID, _SEED), 5)
+        self.epochs = Epochs(self.db)
+        self.tree = Tree(self.db, self.epochs, Contents(self.db, self.epochs))
+        if self.tree.node(ROOT) is None:
+            self.tree.make_root(0, 0)
+        self.journal = Journal(self.db, self.segments)
+
+    def epoch(self, number: int) -> int:
+        """One more epoch: a new file, and the one before the last loses its name."""
+        root = self.tree.node(ROOT)
+        assert root is not None
+        self.tree.create(root, b"file-%d" % number, 0o100644, 0, 0)
+        if self.tree.lookup(ROOT, b"file-%d" % (number - 2)) is not None:
+            self.tree.unlink(ROOT, b"file-%d" % (number - 2), keep=False)
+        return self.epochs.close()
+
+    def published(self, epoch: int) -> None:
+        with self.db.transaction():
+            self.db.execute("DELETE FROM outbox WHERE epoch <= ?", (epoch,))
+            self.db.set_meta("published", epoch)
+
+
+@pytest.fixture
+def writer() -> Iterator[Writer]:
+    with fast_folder() as folder:
+        writer = Writer(folder)
+        yield writer
+        writer.db.close()
+
+
+def _replayed(writer: Writer, position: int, base: Path) -> tuple[list[object], list[object]]:
+    """(rows, outbox) of a database that knew the history up to `position`, and took the rest."""
+    with contextlib.closing(Database(base)) as db:
+        set_up_database(db, RepositoryInfo(_UUID, _SEED), 5)
+        for first, last in spans(writer.segments):
+            if last <= position:
+                continue
+            path = writer.segments / f"{first:016x}-{last:016x}"
+            segment, parts = read_rows(path, _SEED)
+            with db.transaction():
+                insert_epochs(db, [one for one in segment.epochs if one.seq > position])
+                for part in parts:
+                    rows = trim(part, position)
+                    insert_rows(db, rows)
+                    db.execute_many(
+                        "INSERT OR IGNORE INTO outbox VALUES(?, ?, ?)", changed_keys(rows)
+                    )
+            position = last
+        return db.query(_STATE), db.query("SELECT * FROM outbox ORDER BY 1, 2, 3")
+
+
+def test_all_that_is_not_published_is_in_few_files(writer: Writer, tmp_path: Path) -> None:
+    for number in range(100):
+        closed = writer.epoch(number)
+        writer.journal.write(closed)
+        assert writer.journal.newest() == closed
+    files = spans(writer.segments)
+    assert len(files) < 50, "a week without the server must not be a file for each epoch"
+    assert files[0][0] == 1 and files[-1][1] == 100
+    rows, outbox = _replayed(writer, 0, tmp_path / "base.db")
+    assert rows == writer.db.query(_STATE)
+    assert outbox == writer.db.query("SELECT * FROM outbox ORDER BY 1, 2, 3")
+
+
+def test_a_file_that_is_published_in_part_adds_the_rest(writer: Writer, tmp_path: Path) -> None:
+    for number in range(10):
+        closed = writer.epoch(number)
+    writer.journal.write(closed)
+    assert spans(writer.segments) == [(1, 10)]
+    path = writer.segments / f"{1:016x}-{10:016x}"
+    segment, parts = read_rows(path, _SEED)
+    with contextlib.closing(Database(tmp_path / "reader.db")) as db:
+        set_up_database(db, RepositoryInfo(_UUID, _SEED), 5)
+        # What a reader has after the first six epochs: the same rows, as of then.
+        for part in parts:
+            with db.transaction():
+                insert_epochs(db, [one for one in segment.epochs if one.seq <= 6])
+                insert_rows(db, _as_of(part, 6))
+        _, parts = read_rows(path, _SEED)
+        with db.transaction():
+            insert_epochs(db, [one for one in segment.epochs if one.seq > 6])
+            for part in parts:
+                insert_rows(db, trim(part, 6))
+        assert db.query(_STATE) == writer.db.query(_STATE)
+
+
+def _as_of(rows: Rows, last: int) -> Rows:
+    early = Rows()
+    for table in TABLES:
+        width = len(table.key)
+        for row in rows.versions[table.name]:
+            born, died = row[width], row[width + 1]
+            if born <= last:
+                early.versions[table.name].append(
+                    (*row[: width + 1], died if died <= last else 0, *row[width + 2 :])
+                )
+    return early
+
+
+def test_published_files_go_but_for_the_newest(writer: Writer) -> None:
+    for number in range(5):
+        writer.journal.write(writer.epoch(number))
+    writer.published(4)
+    writer.journal.write(writer.epoch(5))
+    kept = spans(writer.segments)
+    assert (5, 5) in kept and (6, 6) in kept, "what is not published stays"
+    assert (4, 4) in kept, "and so does the proof of whose history it is"
+    assert (1, 1) not in kept and (2, 2) not in kept
+
+
+def test_a_crash_leaves_litter_that_goes_and_what_is_missing_is_made_up_for(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer.journal.write(writer.epoch(0))
+
+    class CrashError(Exception):
+        pass
+
+    def crash(source: object, target: object) -> None:
+        raise CrashError
+
+    closed = writer.epoch(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.os, "rename", crash)
+        with pytest.raises(CrashError):
+            writer.journal.write(closed)
+    assert list(writer.segments.glob("*.tmp"))
+    # The disk is full, perhaps: the remote is the better copy, and publishing goes on.
+    assert writer.journal.newest() > closed
+    again = Journal(writer.db, writer.segments)
+    assert not list(writer.segments.glob("*.tmp"))
+    assert again.newest() == 1
+    again.write(closed)
+    assert again.newest() == closed
+
+
+def test_a_database_behind_its_files_is_refused(writer: Writer) -> None:
+    writer.journal.write(writer.epoch(0))
+    closed = writer.epoch(1)
+    writer.journal.write(closed)
+    with writer.db.transaction():
+        writer.db.execute("DELETE FROM epoch WHERE seq = ?", (closed,))
+    with pytest.raises(CorruptError, match="older than"):
+        Journal(writer.db, writer.segments)
+
+
+def test_nothing_is_written_while_nothing_changes(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = writer.epoch(0)
+    writer.journal.write(closed)
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("a round without a change touches the disk")
+
+    monkeypatch.setattr(journal.os, "open", fail)
+    monkeypatch.setattr(writer.db, "snapshot", fail)
+    writer.journal.write(closed)
