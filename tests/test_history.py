@@ -261,5 +261,7 @@ def test_no_question_reads_a_whole_table(rig: Rig, monkeypatch: pytest.MonkeyPat
         numbers = [int(number) for number in re.findall(r"\?(\d)", sql)]
         bindings = [1] * (max(numbers) if numbers else sql.count("?"))
         for *_, step in query(f"EXPLAIN QUERY PLAN {sql}", bindings):
+            # Of no table: what the statement has gathered itself, and places within one value.
+            own = ("SCAN entry", "SCAN CONSTANT ROW", "SCAN place")
             is_walked = step.startswith("SCAN") and not step.startswith("SCAN epoch")
-            assert not is_walked or step == "SCAN entry", f"{step}: {sql}"
+            assert not is_walked or step in own, f"{step}: {sql}"

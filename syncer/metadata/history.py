@@ -22,6 +22,7 @@ from syncer.codec import HOLE, split_ids
 from syncer.errors import MissingError
 from syncer.metadata.contents import INLINE_RUN, Contents, filled_blocks
 from syncer.metadata.db import Database, Row
+from syncer.metadata.schema import FILLED_BLOCKS
 from syncer.metadata.tree import OWN_XATTRS, ROOT, Node
 
 #: Of what is true now: it has not died.
@@ -31,17 +32,25 @@ _LAST_RUN = 1 << 62
 _COLUMNS = (
     "id, born, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, btime_ns, target"
 )
-_ENTRIES = """
+#: The present has a column for it, of which nobody knows what it was then.
+_BLOCKS_THEN = f"""
+(SELECT {FILLED_BLOCKS} FROM content WHERE content.node = past.id AND born <= ?3)
++ (SELECT {FILLED_BLOCKS} FROM content_past AS content
+   WHERE content.node = past.id AND born <= ?3 AND died > ?3)
+"""
+#: Each entry is in one half: the lives of a node's rows do not overlap.
+_ENTRIES = f"""
 WITH entry(name, node) AS (
   SELECT name, node FROM name WHERE parent = ?1 AND name > ?2 AND born <= ?3
   UNION ALL
   SELECT name, node FROM name_past
   WHERE parent = ?1 AND name > ?2 AND born <= ?3 AND died > ?3
   ORDER BY 1 LIMIT ?4)
-SELECT entry.name, node.*, past.*
-FROM entry LEFT JOIN node ON node.id = entry.node AND node.born <= ?3
-LEFT JOIN node_past AS past
-  ON node.id IS NULL AND past.id = entry.node AND past.died > ?3 AND past.born <= ?3
+SELECT entry.name, node.* FROM entry JOIN node ON node.id = entry.node AND node.born <= ?3
+UNION ALL
+SELECT entry.name, {_COLUMNS.replace(", ", ", past.").replace("id", "past.id", 1)}, {_BLOCKS_THEN}
+FROM entry JOIN node_past AS past
+  ON past.id = entry.node AND past.died > ?3 AND past.born <= ?3
 """
 _XATTRS = """
 SELECT name, value FROM xattr WHERE node = ?1 AND born <= ?2
@@ -169,18 +178,8 @@ class History:
         """Up to `limit` entries of a directory in the order of their names, from after `after`."""
         rows = self._db.query(_ENTRIES, (parent, after, epoch, limit))
         self.require(epoch)
-        # They come in order, though SQL does not promise it after a join, and would sort anew.
         rows.sort(key=itemgetter(0))
-        # Of a node without a row in the present, the past's counts; its third column is died.
-        return [
-            (
-                row[0],
-                Node(*row[1:15])
-                if row[1] is not None
-                else self._past_node((*row[15:17], *row[18:]), epoch),
-            )
-            for row in rows
-        ]
+        return [(row[0], Node(*row[1:])) for row in rows]
 
     def walk(self, parent: int, epoch: int) -> Iterator[tuple[bytes, Node]]:
         """All entries of a directory, a few at a time."""

@@ -31,14 +31,17 @@ BEGIN
 END;
 """
 
-#: What column node.blocks must be, from the rows of table content.
-COUNTED_BLOCKS = """
-(SELECT coalesce(sum(CASE WHEN run < 0 THEN length(data) > 0 ELSE
-   (WITH RECURSIVE place(at) AS
-      (SELECT 1 UNION ALL SELECT at + 16 FROM place WHERE at + 16 <= length(data))
-    SELECT count(*) FROM place WHERE substr(data, at, 16) NOT IN (x'', zeroblob(16)))
- END), 0) FROM content WHERE content.node = node.id)
+#: How many blocks some rows of a content have: places but holes, and a tiny file as one.
+FILLED_BLOCKS = """
+coalesce(sum(CASE WHEN run < 0 THEN length(data) > 0
+  WHEN instr(data, zeroblob(16)) = 0 THEN length(data) / 16 ELSE
+  (WITH RECURSIVE place(at) AS
+     (SELECT 1 UNION ALL SELECT at + 16 FROM place WHERE at + 16 <= length(data))
+   SELECT count(*) FROM place WHERE substr(data, at, 16) NOT IN (x'', zeroblob(16)))
+END), 0)
 """
+#: What column node.blocks must be, from the rows of table content.
+COUNTED_BLOCKS = f"(SELECT {FILLED_BLOCKS} FROM content WHERE content.node = node.id)"
 
 _GARBAGE = """
 CREATE TABLE garbage(          -- blocks that nothing names, and that the remote is losing; to name
