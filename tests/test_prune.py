@@ -171,7 +171,7 @@ def test_garbage_stays_in_the_trash_for_the_grace(rig: PruneRig) -> None:
     rig.prune()
     assert (rig.stored(), rig.stored("trash")) == (set(), ids_of([OLD]))
     rig.now_ns += 999 * SECOND_NS
-    rig.settle()
+    rig.sweep()
     assert rig.stored("trash") == ids_of([OLD])
     rig.now_ns += 2 * SECOND_NS
     rig.settle()
@@ -227,6 +227,7 @@ def test_what_is_named_and_in_the_trash_is_moved_back(rig: PruneRig) -> None:
     rig.now_ns += 10**6 * SECOND_NS
     rig.sweep()
     assert (rig.stored(), rig.stored("trash")) == ({block_id}, set())
+    assert rig.db.query("SELECT * FROM garbage") == []
 
 
 def test_a_reader_of_an_old_state_does_not_make_garbage_look_clean(rig: PruneRig) -> None:

@@ -179,7 +179,7 @@ class History:
         rows = self._db.query(_ENTRIES, (parent, after, epoch, limit))
         self.require(epoch)
         rows.sort(key=itemgetter(0))
-        return [(row[0], Node(*row[1:])) for row in rows]
+        return [(row[0], Node._make(row[1:])) for row in rows]
 
     def walk(self, parent: int, epoch: int) -> Iterator[tuple[bytes, Node]]:
         """All entries of a directory, a few at a time."""

@@ -9,9 +9,11 @@ ratios: how fast it is with the history, where 1 is as fast as without.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import stat
+import subprocess
 import tempfile
 import threading
 import time
@@ -28,6 +30,7 @@ from syncer.metadata.epochs import Epochs
 from syncer.metadata.history import History
 from syncer.metadata.moments import Moments
 from syncer.metadata.tree import ROOT, Node, Tree
+from tests.mounted import BINDINGS, mounted
 
 _FOLDER_FILES = 1000
 _FILE = stat.S_IFREG | 0o644
@@ -76,35 +79,39 @@ def _opened(path: Path) -> Iterator[_Collection]:
 
 
 def _build(path: Path, files: int, epochs: int) -> None:
-    draw = random.Random(1)
     with _opened(path) as made:
         made.tree.make_root(1000, 1000)
-        root = made.tree.node(ROOT)
-        assert root is not None
-        numbers: list[int] = []
-        for first in range(0, files, _FOLDER_FILES):
-            with made.db.transaction():
-                folder = made.tree.create(root, b"%06d" % first, _FOLDER, 1000, 1000)
-                for number in range(first, min(files, first + _FOLDER_FILES)):
-                    node = made.tree.create(folder, b"%06d.jpg" % number, _FILE, 1000, 1000)
-                    made.write(node, draw.randbytes(16))
-                    numbers.append(node.id)
-        made.close_epoch()
-        draw.shuffle(numbers)
-        share = max(1, files // epochs)
-        for epoch in range(1, epochs):
-            with made.db.transaction():
-                for number in numbers[epoch * share % files :][:share]:
-                    changed = made.tree.node(number)
-                    assert changed is not None
-                    made.write(changed, draw.randbytes(16))
-                # One file changes each time, as a log does.
-                log = made.tree.node(numbers[0])
-                assert log is not None
-                made.write(log, draw.randbytes(16))
-            made.close_epoch()
+        _fill(made, files, epochs)
         made.publish()
         made.db.checkpoint()
+
+
+def _fill(made: _Collection, files: int, epochs: int) -> None:
+    draw = random.Random(1)
+    root = made.tree.node(ROOT)
+    assert root is not None
+    numbers: list[int] = []
+    for first in range(0, files, _FOLDER_FILES):
+        with made.db.transaction():
+            folder = made.tree.create(root, b"%06d" % first, _FOLDER, 1000, 1000)
+            for number in range(first, min(files, first + _FOLDER_FILES)):
+                node = made.tree.create(folder, b"%06d.jpg" % number, _FILE, 1000, 1000)
+                made.write(node, draw.randbytes(16))
+                numbers.append(node.id)
+    made.close_epoch()
+    draw.shuffle(numbers)
+    share = max(1, files // epochs)
+    for epoch in range(1, epochs):
+        with made.db.transaction():
+            for number in numbers[epoch * share % files :][:share]:
+                changed = made.tree.node(number)
+                assert changed is not None
+                made.write(changed, draw.randbytes(16))
+            # One file changes each time, as a log does.
+            log = made.tree.node(numbers[0])
+            assert log is not None
+            made.write(log, draw.randbytes(16))
+        made.close_epoch()
 
 
 def _without_past(path: Path, copy: Path) -> None:
@@ -233,7 +240,35 @@ def _look_back(path: Path) -> None:
                     )
                 )
             )
-        _tell("find in a moment, as of find now", f"{min(now) / min(then):.2f}")
+        _tell("list all folders of a moment, in the metadata alone", f"{min(now) / min(then):.2f}")
+
+
+def _processor_seconds(pid: int) -> float:
+    """What a process has used so far: proc(5), utime and stime."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _find(folder: Path, files: int, epochs: int) -> None:
+    """`find -size`, which asks for attributes as well, over a mount of such a collection."""
+    with mounted(folder, BINDINGS[-1], limit="100") as mount:
+        mount.umount()
+        with _opened(mount.data / "metadata.db") as made:
+            _fill(made, files, epochs)
+            made.publish()
+            middle = made.history.newest() // 2
+            made.now_ns = 2_000_000_000 * _SECOND_NS
+            then = mount.path / ".snapshots" / made.moments.written(middle)
+        used: dict[Path, list[float]] = {mount.path: [], then: []}
+        for _ in range(3):
+            for top, seconds in used.items():
+                # A new mount, so that the kernel remembers nothing.
+                mount.remount()
+                before = _processor_seconds(mount.pid)
+                subprocess.run(["find", top, "-size", "+9G"], check=True)
+                seconds.append(_processor_seconds(mount.pid) - before)
+        ratio = min(used[mount.path]) / min(used[then])
+        _tell(f"find in a moment of {files:,} files, as of find now", f"{ratio:.2f}")
 
 
 def _prune_half(path: Path) -> None:
@@ -318,6 +353,8 @@ def main() -> None:
         _tell("size of the database, as of that without", f"{size:.2f}")
         _compare_now(folder)
         _look_back(folder / "long")
+        (folder / "mounted").mkdir()
+        _find(folder / "mounted", arguments.files // 5, arguments.epochs // 5)
         _prune_half(folder / "long")
 
 
