@@ -266,3 +266,20 @@ def test_files_that_vanish_do_no_harm(rig: VfsRig) -> None:
     assert read(rig, b"/a-other-name", HEAD) == photo(3)[:HEAD_BYTES]
     assert read(rig, paths[4], *ALL) == photo(4)
     assert read(rig, paths[5], *ALL) == photo(5)
+
+
+def test_a_photo_that_was_moved_into_another_series_is_in_nobodys_way(rig: VfsRig) -> None:
+    for folder in (b"/a", b"/b"):
+        rig.vfs.mkdir(folder, 0o755, ME)
+        for number in range(8):
+            rig.make(folder + b"/%02d.jpg" % number, photo(number))
+    make_all_cold(rig)
+    for path in (b"/a/00.jpg", b"/a/01.jpg"):
+        read(rig, path, (0, 1000))
+    rig.vfs.rename(b"/a/03.jpg", b"/b/03-moved.jpg")
+    # The other folder's series has it next, and is then given up.
+    for path in (b"/b/01.jpg", b"/b/02.jpg", b"/b/00.jpg"):
+        read(rig, path, (0, 1000))
+        make_all_cold(rig)
+    for number in (2, 4, 5):
+        assert read(rig, b"/a/%02d.jpg" % number, (0, 1000)) == photo(number)[:1000]

@@ -65,7 +65,8 @@ class Foretelling:
         """A file is read for the first time through some handle."""
         with self._lock:
             folder = self._folders.get(number)
-            name = self._series[folder].told.get(number) if folder is not None else None
+            series = self._series.get(folder) if folder is not None else None
+            name = series.told.get(number) if series is not None else None
         if name is None:
             if is_local():
                 return
@@ -91,7 +92,7 @@ class Foretelling:
         """More than the beginning of a file is read."""
         with self._lock:
             folder = self._folders.get(number)
-            series = self._series[folder] if folder is not None else None
+            series = self._series.get(folder) if folder is not None else None
             if series is None or series.last_number != number or series.went_beyond:
                 return
             series.went_beyond = True
@@ -111,7 +112,8 @@ class Foretelling:
             return
         for passed in [each for each, told in series.told.items() if told <= name]:
             del series.told[passed]
-            del self._folders[passed]
+            # A file that was moved may be in another folder's series by now.
+            self._folders.pop(passed, None)
         self._folders.pop(series.last_number, None)
         self._folders[number] = folder
         series.last_number, series.last_name = number, name
