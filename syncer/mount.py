@@ -147,13 +147,13 @@ class Operations:
         self._vfs.rename(old, new, flags)
 
     def allocate(self, handle: int, mode: int, offset: int, length: int) -> None:
-        self._vfs.allocate(handle, mode, offset, length)
+        self._vfs.allocate(handle, mode, offset, length, self._caller())
 
     def seek(self, handle: int, offset: int, whence: int) -> int:
         return self._vfs.files.seek(handle, offset, whence)
 
     def copy(self, source: int, offset: int, target: int, position: int, length: int) -> int:
-        return self._vfs.copy(source, offset, target, position, length)
+        return self._vfs.copy(source, offset, target, position, length, self._caller())
 
     def rewind(self, handle: int) -> None:
         self._vfs.directories.rewind(handle)

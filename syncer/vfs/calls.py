@@ -16,6 +16,7 @@ from collections.abc import Callable
 from syncer.blocks.store import Blocks
 from syncer.codec import MAX_FILE_BYTES
 from syncer.metadata.tree import ROOT, Node, Tree
+from syncer.vfs import privileges
 from syncer.vfs.caller import SUPERUSER, Caller
 from syncer.vfs.directories import Directories
 from syncer.vfs.files import Files
@@ -147,7 +148,7 @@ class Vfs:
             node = self._find(target)
             self._tree.save(
                 node.changed(
-                    mode=node.mode if node.is_dir else _without_privileges(node.mode),
+                    mode=node.mode if node.is_dir else privileges.without_privileges(node.mode),
                     uid=node.uid if uid == -1 else uid,
                     gid=node.gid if gid == -1 else gid,
                     ctime_ns=self._tree.now_ns(),
@@ -406,21 +407,13 @@ class Vfs:
             raise _error(errno.EROFS)
         if offset + len(data) > MAX_FILE_BYTES:
             raise _error(errno.EFBIG)
-        if self.files.begins_writing(handle):
-            self._drop_privileges(self.files.node_id(handle), caller())
+        begins, number = self.files.begins_writing(handle), self.files.node_id(handle)
+        if begins or privileges.lends(self._tree.node(number)):
+            self._drop_privileges(number, caller())
         return self.files.write(handle, data, offset, appends=appends)
 
     def _drop_privileges(self, number: int, caller: Caller) -> None:
-        """Who writes to a program must not leave it with another person's rights."""
-        if caller.uid == 0:
-            return
-        with self._tree.transaction():
-            node = self._tree.node(number)
-            if node is None:
-                return
-            if _without_privileges(node.mode) != node.mode:
-                self._tree.save(node.changed(mode=_without_privileges(node.mode)))
-            self._xattrs.drop_capabilities(node)
+        privileges.drop(self._tree, self._xattrs, number, caller)
 
     def truncate(self, target: Target, size: int, caller: Caller = SUPERUSER) -> None:
         self._begin_change()
@@ -436,18 +429,24 @@ class Vfs:
         finally:
             self.release(handle)
 
-    def allocate(self, handle: int, mode: int, offset: int, length: int) -> None:
+    def allocate(
+        self, handle: int, mode: int, offset: int, length: int, caller: Caller = SUPERUSER
+    ) -> None:
         """fallocate(2)."""
         self._begin_change()
         if offset + length > MAX_FILE_BYTES:
             raise _error(errno.EFBIG)
+        self._drop_privileges(self.files.node_id(handle), caller)
         self.files.allocate(handle, mode, offset, length)
 
-    def copy(self, source: int, offset: int, target: int, position: int, length: int) -> int:
+    def copy(
+        self, source: int, offset: int, target: int, position: int, length: int, caller: Caller
+    ) -> int:
         """copy_file_range(2); returns how many bytes were copied."""
         self._begin_change()
         if position + length > MAX_FILE_BYTES:
             raise _error(errno.EFBIG)
+        self._drop_privileges(self.files.node_id(target), caller)
         return self.files.copy(source, offset, target, position, length)
 
     def release(self, handle: int) -> None:
@@ -483,12 +482,6 @@ class Vfs:
     def totals(self) -> tuple[int, int]:
         """(nodes, bytes of files)."""
         return self._tree.totals()
-
-
-def _without_privileges(mode: int) -> int:
-    """A mode without set-user-id, and without set-group-id where the group may execute."""
-    mode &= ~stat.S_ISUID
-    return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode
 
 
 def _storable(time_ns: int | None) -> int | None:

@@ -230,7 +230,7 @@ class World:
         handles = [self.rig.vfs.open(path, os.O_RDWR) for path, _ in (source, target)]
         before = file.now
         file.write(content, 0)
-        count = self.rig.vfs.copy(handles[0], 0, handles[1], 0, len(content))
+        count = self.rig.vfs.copy(handles[0], 0, handles[1], 0, len(content), ME)
         # It may copy less than it was asked for, in whole blocks.
         file.versions.append(before)
         file.write(content[:count], 0)

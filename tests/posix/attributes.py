@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.posix.case import NOBODY, STRANGER, Call, as_user, case, opened, permissions
+from tests.posix.case import (
+    NOBODY,
+    STRANGER,
+    Call,
+    as_user,
+    case,
+    checked,
+    libc,
+    opened,
+    permissions,
+)
 
 
 def _chmod(name: str, mode: int, look: str = "") -> Call:
@@ -49,6 +61,24 @@ def _write(place: Path) -> int:
     with opened(place / "file", os.O_WRONLY) as descriptor:
         os.write(descriptor, b"x")
     return permissions(place / "file")
+
+
+def _changes_again(change: Callable[[int], object]) -> Call:
+    """The bits after a change by a descriptor that had written to the file before it had them."""
+
+    def run(place: Path) -> int:
+        with opened(place / "file", os.O_RDWR) as descriptor:
+            os.write(descriptor, b"xyz")
+            os.fchmod(descriptor, 0o6777)
+            change(descriptor)
+        return permissions(place / "file")
+
+    return _owned_by(NOBODY, NOBODY, run, mode=0o666)
+
+
+def _allocate(descriptor: int) -> None:
+    words = ctypes.c_int64(0), ctypes.c_int64(5000)
+    checked(libc.fallocate64(descriptor, 0, *words))
 
 
 def _chown_clears(place: Path) -> int:
@@ -152,6 +182,14 @@ CASES = [
     case("chown clears the bits that lend rights", _chown_clears, 0o755, as_root=True),
     case("writing by another clears the bits that lend rights",
          _owned_by(STRANGER, STRANGER, _write, mode=0o6777), 0o777, as_root=True),
+    case("writing on clears the bits that lend rights",
+         _changes_again(lambda fd: os.write(fd, b"x")), 0o777, as_root=True),
+    case("ftruncate clears the bits that lend rights",
+         _changes_again(lambda fd: os.ftruncate(fd, 1)), 0o777, as_root=True),
+    case("copy_file_range clears the bits that lend rights",
+         _changes_again(lambda fd: os.copy_file_range(fd, fd, 1, 0, 2)), 0o777, as_root=True),
+    case("fallocate clears the bits that lend rights", _changes_again(_allocate), 0o777,
+         as_root=True, unless={"2": "fusepy's table of calls ends before this one"}),
     case("fchmod and fchown", _fchmod_and_fchown, (0o4711, (NOBODY, STRANGER)), as_root=True),
     case("a set-group-id directory hands its group to a file",
          _group_of_directory(lambda p: (p / "new").touch()), (STRANGER, False), as_root=True),
