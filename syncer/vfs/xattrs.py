@@ -23,7 +23,7 @@ class Xattrs:
         self._tree = tree
 
     def get(self, node: Node, name: bytes) -> bytes:
-        """The value; ENODATA, EOPNOTSUPP."""
+        """The value; ENODATA, EINVAL, EOPNOTSUPP."""
         value = self._tree.xattr(node.id, _checked(name))
         if value is None:
             raise _error(errno.ENODATA)
@@ -34,7 +34,7 @@ class Xattrs:
         return self._tree.xattrs(node.id)
 
     def set(self, node: Node, name: bytes, value: bytes, flags: int) -> None:
-        """Set an attribute; EEXIST and ENODATA by `flags`, E2BIG, EPERM, EOPNOTSUPP."""
+        """Set an attribute; EEXIST and ENODATA by `flags`, E2BIG, EPERM, EINVAL, EOPNOTSUPP."""
         _checked(name)
         if len(value) > _MAX_VALUE_BYTES:
             raise _error(errno.E2BIG)
@@ -48,7 +48,7 @@ class Xattrs:
         self._tree.set_xattr(node.id, name, value)
 
     def remove(self, node: Node, name: bytes) -> None:
-        """Remove an attribute; ENODATA, EOPNOTSUPP."""
+        """Remove an attribute; ENODATA, EINVAL, EOPNOTSUPP."""
         self.get(node, name)
         self._tree.set_xattr(node.id, name, None)
 
@@ -64,6 +64,8 @@ def _checked(name: bytes) -> bytes:
         raise _error(errno.ERANGE)
     if not name.startswith(_NAMESPACES):
         raise _error(errno.EOPNOTSUPP)
+    if name in _NAMESPACES:
+        raise _error(errno.EINVAL)
     return name
 
 

@@ -76,6 +76,7 @@ CASES = [
     case("setxattr: EOPNOTSUPP without a namespace", _set("x"), fails=errno.EOPNOTSUPP),
     case("setxattr: EPERM for a symlink", _set("user.x", file="link"), fails=errno.EPERM),
     case("setxattr: EPERM for a fifo", _set("user.x", file="fifo"), fails=errno.EPERM),
+    case("setxattr: EINVAL for a namespace without a name", _set("user."), fails=errno.EINVAL),
     case("setxattr: ENOENT", _set("user.x", file="nothing"), fails=errno.ENOENT),
     case("setxattr: the trusted namespace", _set("trusted.x"), b"value", as_root=True),
     case("setxattr: the trusted namespace of a symlink", _set("trusted.x", file="link"), b"value",
