@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
+import re
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -1130,6 +1131,91 @@ def test_a_clone_that_is_cut_off_leaves_nothing(
     clone(laptop.remote, path, "clone")
     with pytest.raises(ExistsError):
         clone(laptop.remote, path, "clone")
+
+
+# A remote that holds anything at all
+
+
+def _spoil(objects: dict[str, bytes], made: random.Random) -> dict[str, bytes]:
+    """The objects of a remote, some of them damaged, swapped, gone or under odd names."""
+    spoilt = dict(objects)
+    for _ in range(made.randrange(1, 4)):
+        key = made.choice([key for key in spoilt if not key.startswith("blocks/")])
+        content = spoilt[key]
+        number = made.choice([b"0", b"-1", b"9" * 30, b"1e400", b'"x"', b"null", b"[[]]"])
+        folder = key.rpartition("/")[0]
+        changes: list[tuple[str, bytes | None]] = [
+            (key, None),
+            (key, b""),
+            (key, content[: made.randrange(len(content) + 1)]),
+            (key, content + made.randbytes(9)),
+            (key, made.choice(list(spoilt.values()))),
+            (key, re.sub(rb": \d+", b": " + number, content, count=1)),
+            (key, b"[" * 50_000),
+            (f"{folder}/{made.choice(_ODD_NAMES)}", content),
+        ]
+        if content:
+            place = made.randrange(len(content))
+            flipped = content[:place] + made.randbytes(1) + content[place + 1 :]
+            changes += [(key, flipped)] * 4
+        where, what = made.choice(changes)
+        if what is None:
+            del spoilt[where]
+        else:
+            spoilt[where.lstrip("/")] = what
+    return spoilt
+
+
+_ODD_NAMES = (
+    "0000000000000001-ffffffffffffffff", "0000000000000001-0000000000000001", "99999999",
+    "99999999.start", "00000000", "ffffffffffffffff", "ffffffffffffffff.json", "\n", "a" * 300,
+)  # fmt: skip
+
+
+def try_spoilt_remotes(
+    laptop: Machine, follower: Machine, folder: Path, seeds: Iterable[int]
+) -> int:
+    """How many clones could be made all the same."""
+    laptop.epoch(b"more")
+    laptop.publish()
+    objects = laptop.remote.objects
+    made = 0
+    for seed in seeds:
+        remote = MemoryRemote()
+        for key, content in _spoil(objects, random.Random(seed)).items():
+            remote.damage(key, content)
+        with contextlib.suppress(SyncerError):
+            clone(remote, folder / "spoilt.db", "clone")
+            made += 1
+        (folder / "spoilt.db").unlink(missing_ok=True)
+        # The names that it knows it keeps, whatever the remote says.
+        path = folder / "follower.db"
+        path.write_bytes(follower.path.read_bytes())
+        other = Machine(path, remote, "other")
+        with closing(other.db):
+            with contextlib.suppress(SyncerError):
+                other.exchange.step()
+            assert other.names() >= {b"first"}
+    return made
+
+
+@pytest.mark.parametrize(
+    "count", [60, pytest.param(10_000, marks=[pytest.mark.torture, pytest.mark.timeout(3600)])]
+)
+def test_whatever_a_remote_holds_only_our_errors_come_out(
+    laptop: Machine, machines: Callable[[str], Machine], tmp_path: Path, count: int
+) -> None:
+    laptop.epoch(b"first")
+    laptop.publish()
+    laptop.exchange.checkpoint()
+    follower = machines("follower")
+    follower.exchange.step()
+    follower.db.close()
+    try:
+        made = try_spoilt_remotes(laptop, follower, tmp_path, range(count))
+    finally:
+        follower.open()
+    assert 0 < made < count
 
 
 # A remote that fails at each call in each way
