@@ -184,37 +184,39 @@ class PinKeeper:
         done by then stays done.
         """
         care = Care()
-        absent: dict[bytes, int] = {}
+        sizes: dict[bytes, int] = {}
         with ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="syncer-pinfetch") as pool:
             for top in tops:
                 for node in files_below(self._tree, top):
                     self._check_stopping()
-                    sizes = dict(blocks_of(self._contents, node))
-                    missing, refused_bytes = self._blocks.pinned.mark(sizes)
                     care.files += 1
                     care.content_bytes += node.size
-                    care.refused_bytes += refused_bytes
-                    for key in missing:
-                        absent[key] = sizes[key]
-                        if len(absent) >= _BATCH_BLOCKS:
-                            self._fetch(pool, absent, care)
+                    for block_id, size_bytes in blocks_of(self._contents, node):
+                        sizes[block_id] = size_bytes
+                        if len(sizes) >= _BATCH_BLOCKS:
+                            self._keep(pool, sizes, care)
                             progress(care)
                     if care.files % _BATCH_BLOCKS == 0:
                         progress(care)
-            self._fetch(pool, absent, care)
+            self._keep(pool, sizes, care)
             progress(care)
         return care
 
-    def _fetch(self, pool: ThreadPoolExecutor, absent: dict[bytes, int], care: Care) -> None:
-        room_bytes = self._blocks.pinned.room_bytes()
+    def _keep(self, pool: ThreadPoolExecutor, sizes: dict[bytes, int], care: Care) -> None:
+        """Mark these blocks, and fetch those that are not local; empties `sizes`."""
+        absent, refused_bytes = self._blocks.pinned.mark(sizes)
+        care.refused_bytes += refused_bytes
+        room_bytes = self._blocks.pinned.room_bytes() if absent else 0
         fitting: dict[bytes, int] = {}
-        for block_id, size_bytes in absent.items():
-            if disk_bytes(size_bytes) > room_bytes:
-                care.refused_bytes += size_bytes
+        for block_id in absent:
+            if disk_bytes(sizes[block_id]) > room_bytes:
+                care.refused_bytes += sizes[block_id]
                 continue
-            room_bytes -= disk_bytes(size_bytes)
-            fitting[block_id] = size_bytes
-        absent.clear()
+            room_bytes -= disk_bytes(sizes[block_id])
+            fitting[block_id] = sizes[block_id]
+        sizes.clear()
+        if not fitting:
+            return
         list(pool.map(self._blocks.prefetch, fitting))
         not_kept, refused_bytes = self._blocks.pinned.mark(fitting)
         care.fetched_blocks += len(fitting) - len(not_kept)
