@@ -215,7 +215,7 @@ MUTATIONS = (
     Mutation(
         8, "a checkpoint takes chunks that have changed since", _PUBLISH,
         '            forget_touched(self._db, self._db.get_meta("published") + 1, last)\n', "",
-        "test_exchange.py::test_a_checkpoint_and_what_came_after_are_everything",
+        "test_exchange.py::test_a_checkpoint_costs_what_changed",
     ),
     Mutation(
         9, "a former writer does not look after its segment", _PUBLISH,
