@@ -19,8 +19,8 @@ from tests.programs.sqlite_worker import ROWS
 pytestmark = pytest.mark.fuse
 
 WORKER = Path(sqlite_worker.__file__)
-TRANSACTIONS = 60
-KILLED_AFTER = 20
+TRANSACTIONS = 40
+KILLED_AFTER = 15
 JOURNAL_MODES = pytest.mark.parametrize("journal_mode", ["wal", "delete"])
 
 
@@ -90,9 +90,9 @@ def test_two_writers_and_a_reader_share_a_database(each: Place, journal_mode: st
 
 
 @JOURNAL_MODES
-def test_a_writer_that_is_killed_leaves_whole_transactions(each: Place, journal_mode: str) -> None:
+def test_a_writer_that_is_killed_leaves_whole_transactions(place: Place, journal_mode: str) -> None:
     """Locks go with their process, and the others go on from what it had committed."""
-    database = each.path / "database"
+    database = place.path / "database"
     sqlite_worker.create(str(database), journal_mode)
     with (
         worker("watch", database) as reader,
@@ -109,7 +109,7 @@ def test_a_writer_that_is_killed_leaves_whole_transactions(each: Place, journal_
     # The last commit may have been done, and not yet told.
     assert found[1] in (committed * ROWS, (committed + 1) * ROWS)
     assert seen == found[1] + found[2]
-    each.mount.remount()
+    place.mount.remount()
     assert rows_by_writer(database) == found
 
 
