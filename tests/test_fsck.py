@@ -289,6 +289,16 @@ def test_rows_and_files_of_blocks_are_made_to_match(place: Place) -> None:
     assert place.read_all() == place.files
 
 
+def test_the_litter_of_a_crash_is_no_damage(place: Place) -> None:
+    with place.sql() as connection:
+        connection.execute("UPDATE meta SET value = 'another boot' WHERE key = 'boot'")
+    stray = place.folder.blocks / "ab" / ("ab" + "0" * 30)
+    stray.write_bytes(b"belongs to nothing")
+    found = place.fsck()
+    assert found.state == "clean" and any("next mount" in note for note in found.notes)
+    assert place.read_all() == place.files
+
+
 # The server
 
 

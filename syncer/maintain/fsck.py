@@ -153,11 +153,16 @@ class Fsck:
     def _check_blocks(self, reader: Reader) -> None:
         parts, options = self._parts, self._options
         self._check_garbage(reader)
-        is_rebuilt = parts.db.get_meta("boot", "") == REBUILT
+        boot: str = parts.db.get_meta("boot", "")
+        is_rebuilt = boot == REBUILT
+        is_unclean = bool(boot) and not is_rebuilt and not parts.is_mounted
+        if is_unclean and not options.repair:
+            self._report.note("it was not ended in order; the next mount sees to what that left")
         files = LocalFiles(
             parts.db, parts.blocks, parts.remote, self._report, repairs=options.repair,
             reads_data=options.read_data, is_mounted=parts.is_mounted,
             uses_remote=options.remote, keeps_strays=is_rebuilt and self._is_writer,
+            is_unclean=is_unclean,
         )  # fmt: skip
         outcome = files.check(reader, self._progress)
         can_note = options.repair and self._is_writer

@@ -42,9 +42,11 @@ class LocalFiles:
         is_mounted: bool,
         uses_remote: bool,
         keeps_strays: bool = False,
+        is_unclean: bool = False,
     ) -> None:
         """`keeps_strays`: after a rebuilding, a file that nothing names may be someone's content,
-        not the litter of a crash."""
+        not the litter of a crash. `is_unclean`: such litter is to be expected, and goes with the
+        next mount."""
         self._db = db
         self._blocks = blocks
         self._remote = remote
@@ -54,6 +56,7 @@ class LocalFiles:
         self._is_mounted = is_mounted
         self._uses_remote = uses_remote or repairs
         self._keeps_strays = keeps_strays
+        self._is_unclean = is_unclean
         self._outcome = Outcome()
         #: Parts whose rows and files do not match.
         self._unswept: set[int] = set()
@@ -183,6 +186,8 @@ class LocalFiles:
         if block_id not in named and content is not None and self._keeps_strays:
             self._found("unnamed block", f"block file {block_id.hex()} has no name")
             self._outcome.unnamed.append((block_id, len(content)))
+            return False
+        if self._is_unclean and not self._repairs and block_id not in named:
             return False
         if block_id not in named or content is None:
             self._found("leftover file", f"block file {block_id.hex()} belongs to nothing")
