@@ -12,7 +12,6 @@ import pytest
 
 from syncer.blocks.fetch import block_key, trash_key
 from syncer.errors import AccessError, DisplacedError, MissingError, OfflineError, UsageError
-from syncer.maintain.mending import _mend_epochs
 from syncer.maintain.policy import Policy
 from syncer.metadata import pruning
 from syncer.metadata.history import PrunedError
@@ -542,18 +541,16 @@ def test_too_many_kept_moments_are_refused(rig: PruneRig) -> None:
         pruning.decide(rig.tree, 10**6, range(1, pruning.MAX_KEPT + 2))
 
 
-def test_a_repair_fills_gaps_in_the_history_but_not_those_of_a_prune(rig: PruneRig) -> None:
-    for number in range(6):
+def test_a_later_policy_brings_nothing_back(rig: PruneRig) -> None:
+    """Its border lies before that of the one before, behind which some are gone."""
+    for number in range(8):
         rig.write(b"/file", content(number))
-        rig.advance()
-    rig.prune()
-    for number in range(3):
-        rig.write(b"/file", content(number))
-        rig.advance()
-    there = "SELECT seq FROM epoch ORDER BY seq"
-    before = rig.db.query(there)
-    assert before[-1][0] - before[0][0] >= len(before) or before[0][0] > 1
-    with rig.db.transaction():
-        rig.db.execute("DELETE FROM epoch WHERE seq = ?", (before[-2][0],))
-        _mend_epochs(rig.db)
-    assert rig.db.query(there) == before
+        rig.advance(3600)
+    rig.prune(Policy(hourly=5))
+    first = pruning.decision(rig.db)
+    rig.prune(Policy(within_seconds=2.5 * 3600))
+    last = pruning.decision(rig.db)
+    assert first is not None and last is not None and last != first
+    assert last.horizon >= first.horizon
+    rows = rig.db.query("SELECT seq FROM epoch WHERE seq <= ?", (last.horizon,))
+    assert {row[0] for row in rows} == set(last.kept)

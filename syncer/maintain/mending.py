@@ -298,7 +298,6 @@ _KEYS = {
 
 def _mend_epochs(db: Database) -> None:
     db.execute("DELETE FROM epoch WHERE seq < 1")
-    # From behind, down to where moments may have been pruned.
     db.execute(
         "UPDATE epoch SET time_ns = latest FROM (SELECT seq AS number,"
         " max(time_ns) OVER (ORDER BY seq) AS latest FROM epoch)"

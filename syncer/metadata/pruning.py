@@ -33,7 +33,6 @@ from syncer.metadata.db import Database
 from syncer.metadata.tree import OWN_XATTRS, ROOT, Tree
 
 _KEY = OWN_XATTRS + b"kept"
-#: Big-endian, so that SQL can compare it: see `may_lack`.
 _HORIZON = struct.Struct(">q")
 _GAP = struct.Struct("<I")
 #: So that the attribute stays within what an extended attribute may hold.
@@ -86,14 +85,6 @@ def _decode(value: bytes) -> tuple[int, tuple[int, ...]]:
         if not gap or kept[-1] > horizon:
             raise CorruptError("the list of kept moments is damaged")
     return horizon, tuple(kept)
-
-
-def may_lack(epoch: str) -> str:
-    """SQL for whether table `epoch` may lack the number that the expression `epoch` gives."""
-    return (
-        f"printf('%016X', {epoch}) <= coalesce((SELECT hex(substr(value, 1, {_HORIZON.size}))"
-        f" FROM xattr WHERE node = {ROOT} AND name = x'{_KEY.hex()}'), '')"
-    )
 
 
 def decide(tree: Tree, horizon: int, kept: Iterable[int]) -> None:
