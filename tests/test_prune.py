@@ -554,3 +554,18 @@ def test_a_later_policy_brings_nothing_back(rig: PruneRig) -> None:
     assert last.horizon >= first.horizon
     rows = rig.db.query("SELECT seq FROM epoch WHERE seq <= ?", (last.horizon,))
     assert {row[0] for row in rows} == set(last.kept)
+
+
+def test_the_next_checkpoint_is_without_what_was_pruned(rig: PruneRig) -> None:
+    node = rig.make(b"/file", OLD)
+    for number in range(3):
+        rig.write(b"/file", content(number))
+        rig.advance()
+    rig.publish()
+    rig.exchange.checkpoint()
+    rig.pruner._decide(NEWEST)
+    rig.publish()
+    chunk = "SELECT object FROM chunk WHERE range = ?"
+    assert rig.db.query_one(chunk, (node // 4096,)) != (None,)
+    rig.settle()
+    assert rig.db.query_one(chunk, (node // 4096,)) == (None,)
