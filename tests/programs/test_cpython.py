@@ -65,7 +65,6 @@ def outcomes(modules: tuple[str, ...], folder: Path, report: Path) -> Outcomes:
     done = subprocess.run(
         [*words, *modules],
         cwd=folder,
-        # The paths of sockets must be short, and are where they are relative.
         env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TMPDIR": str(folder)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -93,7 +92,7 @@ def differences(
     """The tests whose outcome in the mount is another one than elsewhere, with both."""
     expected = outcomes(modules, native / "t", native / "native.xml")
     found = outcomes(modules, mount.path / "t", native / "mounted.xml")
-    assert list(expected.values()).count("passed") > len(modules)
+    assert list(expected.values()).count("passed") >= len(modules)
     return {
         name: (expected.get(name), found.get(name))
         for name in sorted({*expected, *found})
@@ -101,11 +100,16 @@ def differences(
     }
 
 
-def test_pythons_own_tests_of_files_have_the_same_outcome(
-    mount_of: MountOf, tmp_path: Path
-) -> None:
+@pytest.fixture
+def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with as short a path as the mount's: those of sockets may have 107 bytes."""
+    return tmp_path_factory.mktemp("programs-beside")
+
+
+@pytest.mark.slow
+def test_pythons_own_tests_of_files_have_the_same_outcome(mount_of: MountOf, native: Path) -> None:
     """Those that are quick."""
-    assert differences(QUICK, mount_of(BINDINGS[-1]), tmp_path) == {}
+    assert differences(QUICK, mount_of(BINDINGS[-1]), native) == {}
 
 
 @pytest.mark.torture
@@ -113,6 +117,6 @@ def test_pythons_own_tests_of_files_have_the_same_outcome(
 @pytest.mark.parametrize("fuse", BINDINGS)
 @pytest.mark.parametrize("module", ALL)
 def test_all_of_pythons_own_tests_of_files_have_the_same_outcome(
-    module: str, fuse: str, mount_of: MountOf, tmp_path: Path
+    module: str, fuse: str, mount_of: MountOf, native: Path
 ) -> None:
-    assert differences((module,), mount_of(fuse), tmp_path) == {}
+    assert differences((module,), mount_of(fuse), native) == {}
