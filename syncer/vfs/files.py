@@ -302,7 +302,10 @@ class Files:
         """fallocate(2); see `ranges`."""
         opened = self._handle(handle)
         self._see_others(opened)
-        ranges.allocate(opened.file, mode, offset, length)
+        with opened.file.lock:
+            ranges.allocate(opened.file, mode, offset, length)
+            # Also where nothing was to be done.
+            opened.file.note_write(self._tree.now_ns())
         self._note_change(opened.file)
 
     def seek(self, handle: int, offset: int, whence: int) -> int:

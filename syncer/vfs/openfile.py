@@ -211,16 +211,16 @@ class OpenFile:
             if self._shared.buffered_bytes > MAX_BUFFERED_BYTES:
                 self._seal(list(self._buffers))
 
-    def _note_write(self, now_ns: int) -> None:
+    def note_write(self, now_ns: int) -> None:
+        """The file was written to; its times come with the next flush."""
         self._written_ns = now_ns
-        if self.dirty_since_ns is None:
-            self.dirty_since_ns = now_ns
+        self.dirty_since_ns = self.dirty_since_ns or now_ns
 
     def _write_whole(self, index: int, data: memoryview, now_ns: int) -> None:
         """A whole block at once needs no buffer, and is not copied."""
         self._seal([other for other in self._buffers if other < index])
         self._drop_buffer(index)
-        self._note_write(now_ns)
+        self.note_write(now_ns)
         end = (index + 1) * BLOCK_BYTES
         self._place({index: self._blocks.put(data)}, max(self._committed_size(), end))
 
@@ -234,7 +234,7 @@ class OpenFile:
         if not buffer.takes(start, end):
             self._load(buffer)
         self._shared.count(buffer.write(start, data))
-        self._note_write(now_ns)
+        self.note_write(now_ns)
         if end == BLOCK_BYTES and buffer.start == 0:
             self.size = max(self.size, (index + 1) * BLOCK_BYTES)
             self._seal([other for other in self._buffers if other <= index])
@@ -434,7 +434,7 @@ class OpenFile:
         with self.lock:
             self._lay_found()
             self._leave_inline()
-            self._note_write(self._tree.now_ns())
+            self.note_write(self._tree.now_ns())
             for index in blocks:
                 self._drop_buffer(index)
             self._seal(list(self._buffers))
@@ -449,7 +449,7 @@ class OpenFile:
         with self.lock:
             self._lay_found()
             self._leave_inline()
-            self._note_write(self._tree.now_ns())
+            self.note_write(self._tree.now_ns())
             if size < self.size:
                 self._shrink(size)
             else:
