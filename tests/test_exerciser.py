@@ -16,7 +16,7 @@ from tests.mounted import BINDINGS, Mount, mounted
 from tests.sshd import HOST, Sshd
 
 VARIANTS = [*BINDINGS, *(["3 exact"] if "3" in BINDINGS else [])]
-OPERATIONS = 2500
+OPERATIONS = 6000
 #: Of all variants together.
 TORTURE_OPERATIONS = 1_000_000
 #: Then a fresh collection: nothing is ever removed from a server.
