@@ -40,8 +40,8 @@ class Fetched:
     """What was downloaded since the start."""
 
     blocks: int
-    """Whole ones, and beginnings."""
     content_bytes: int
+    """Of blocks, and of their beginnings."""
     urgent_blocks: int
     """Those that someone waited for; the others were fetched ahead of a reader."""
 
@@ -93,7 +93,7 @@ class Fetcher:
         stored = self._get(block_id, urgent, codec.MAX_OBJECT_BYTES + 1)
         time.sleep(self.limit.take(len(stored)))
         content = codec.decode_block(stored, block_id, self._seed)
-        self._count(len(content), urgent)
+        self._count(len(content), blocks=1, urgent_blocks=int(urgent))
         return content
 
     def download_head(self, block_id: bytes, pieces: int, *, urgent: bool) -> bytes:
@@ -111,14 +111,17 @@ class Fetcher:
             part = stored[start : start + length]
             found.append(codec.decode_piece(header, piece, part, self._seed))
         content = b"".join(found)
-        self._count(len(content), urgent)
+        # No block has come by it, and whoever reads on will fetch this one.
+        self._count(len(content))
         return content
 
-    def _count(self, content_bytes: int, urgent: bool) -> None:
+    def _count(self, content_bytes: int, *, blocks: int = 0, urgent_blocks: int = 0) -> None:
         with self._lock:
             was = self._fetched
             self._fetched = Fetched(
-                was.blocks + 1, was.content_bytes + content_bytes, was.urgent_blocks + urgent
+                was.blocks + blocks,
+                was.content_bytes + content_bytes,
+                was.urgent_blocks + urgent_blocks,
             )
 
     def _get(self, block_id: bytes, urgent: bool, length: int) -> bytes:
