@@ -302,3 +302,18 @@ def test_a_flush_that_fails_half_way_leaves_no_zeros_that_nobody_wrote(
     rig.reopen()
     found = rig.read(b"/file")
     assert len(calls) == 2 and found and content.startswith(found)
+
+
+def test_a_write_without_room_takes_nothing_of_what_was_written_before(rig: VfsRig) -> None:
+    handle = opened(rig, noise(2 * BLOCK_BYTES))
+    write(rig, handle, b"before", 100)
+    expected = noise(2 * BLOCK_BYTES)[:100] + b"before" + noise(2 * BLOCK_BYTES)[106:]
+    with no_room(rig), pytest.raises(LocalFullError):
+        write(rig, handle, noise(BLOCK_BYTES, 1))
+    assert rig.read(handle) == expected
+    with no_room(rig), pytest.raises(LocalFullError):
+        # The hole's place is written first: what it replaces may be needed again.
+        rig.vfs.files.allocate(handle, 3, 0, BLOCK_BYTES)
+    assert rig.read(handle) == expected
+    write(rig, handle, noise(BLOCK_BYTES, 1))
+    assert rig.read(handle) == noise(BLOCK_BYTES, 1) + noise(2 * BLOCK_BYTES)[BLOCK_BYTES:]

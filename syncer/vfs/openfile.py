@@ -219,10 +219,11 @@ class OpenFile:
     def _write_whole(self, index: int, data: memoryview, now_ns: int) -> None:
         """A whole block at once needs no buffer, and is not copied."""
         self._seal([other for other in self._buffers if other < index])
-        self._drop_buffer(index)
         self.note_write(now_ns)
         end = (index + 1) * BLOCK_BYTES
         self._place({index: self._blocks.put(data)}, max(self._committed_size(), end))
+        # Not before: a write that fails for want of room takes nothing away.
+        self._drop_buffer(index)
 
     def _write_part(self, index: int, start: int, data: memoryview, now_ns: int) -> None:
         buffer = self._buffers.get(index)
@@ -435,8 +436,6 @@ class OpenFile:
             self._lay_found()
             self._leave_inline()
             self.note_write(self._tree.now_ns())
-            for index in blocks:
-                self._drop_buffer(index)
             self._seal(list(self._buffers))
             self._place(blocks, max(size, self._committed_size()), of=of._contents if of else None)
             self.size = max(self.size, size)
