@@ -3,8 +3,9 @@
 No error, no deadlock; memory, threads and descriptors do not grow with the work.
 
 Without hard links: under the kernel's writeback cache each name is a file of its own, and on a busy
-machine a read through one of them was seen to fail once with EIO, in the kernel and not in syncer,
-while the pages of the other were taken back. The kill loop has hard links.
+machine a read or close through one of them was seen to fail with EIO, and to be right a second
+later, while the pages of another were taken back. syncer logged no error; the cause is not found.
+The kill loop has hard links.
 """
 
 from __future__ import annotations
