@@ -272,12 +272,12 @@ def test_a_copy_from_a_moment_that_is_pruned_names_nothing_that_is_gone(rig: Pru
     target = rig.vfs.create(b"/copy", 0o644, os.O_RDWR, ME)
     try:
         with pytest.raises((MissingError, PrunedError)):
-            rig.vfs.copy(source, 0, target, 0, len(data))
+            rig.vfs.copy(source, 0, target, 0, len(data), ME)
         rig.now_ns += 10**5 * SECOND_NS
         rig.sweep()
         rig.sweep()
         with pytest.raises((MissingError, PrunedError)):
-            rig.vfs.copy(source, 0, target, 0, len(data))
+            rig.vfs.copy(source, 0, target, 0, len(data), ME)
     finally:
         rig.vfs.release(target)
         rig.vfs.release(source)

@@ -16,7 +16,14 @@ from tests.sshd import HOST, Sshd
 
 @contextlib.contextmanager
 def mounted_over(
-    line: Proxy, server: Sshd, folder: Path, fuse: str, *, limit: str = "100", **settings: str
+    line: Proxy,
+    server: Sshd,
+    folder: Path,
+    fuse: str,
+    *,
+    limit: str = "100",
+    expects_warnings: bool = False,
+    **settings: str,
 ) -> Iterator[Mount]:
     """A mount of a new repository on the server at the other end of the line."""
     with mounted(
@@ -25,6 +32,7 @@ def mounted_over(
         limit=limit,
         remote=f"{HOST}:{folder}/remote",
         env=environment(line, server, folder),
+        expects_warnings=expects_warnings,
         settings=settings,
     ) as mount:
         yield mount

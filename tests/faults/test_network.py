@@ -324,7 +324,9 @@ def test_while_the_server_is_gone_work_goes_on_and_resumes(
 def test_when_the_limit_is_full_of_what_can_not_be_uploaded_writing_fails_and_resumes(
     line: Proxy, server: Sshd, tmp_path: Path
 ) -> None:
-    with mounted_over(line, server, tmp_path, FUSE, limit="64", timeout="2") as mount:
+    with mounted_over(
+        line, server, tmp_path, FUSE, limit="64", expects_warnings=True, timeout="2"
+    ) as mount:
         mount.flush()
         line.freeze()
         written = 0
