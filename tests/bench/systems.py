@@ -252,7 +252,17 @@ class Rclone(Mounted):
         ]
 
     def wait_uploaded(self) -> None:
-        self._wait(self._is_idle, UPLOADS_WITHIN_SECONDS)
+        # A file that was just closed is not in the queue yet.
+        self._wait(lambda: self._is_idle() and self._is_complete(), UPLOADS_WITHIN_SECONDS)
+
+    def _is_complete(self) -> bool:
+        for folder, _folders, names in os.walk(self.mountpoint):
+            there = self.remote_files / os.path.relpath(folder, self.mountpoint)
+            for name in names:
+                size = (Path(folder) / name).lstat().st_size
+                if not (there / name).exists() or (there / name).stat().st_size != size:
+                    return False
+        return True
 
     def _is_idle(self) -> bool:
         request = urllib.request.Request(
