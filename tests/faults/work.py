@@ -461,8 +461,8 @@ def check(
     if begun > done:
         name, arguments = op = after.choose()
         after.apply(op)
-        # A file that is being made, or made anew, is empty for a moment.
-        emptied = arguments[0] if name in ("create", "rewrite") else None
+        # A file that is being made, or made anew, is empty for a moment: under each of its names.
+        emptied = after.names[str(arguments[0])] if name in ("create", "rewrite") else None
     if not folder.exists():
         assert not done, f"{folder} is gone"
         return
@@ -473,7 +473,7 @@ def check(
     )
     for path, place in paths.items():
         nodes = [side.names[path] for side in (model, after) if path in side.names]
-        if path == emptied:
+        if emptied is not None and after.names.get(path) is emptied:
             nodes.append(replace(nodes[-1], contents=[b""], closed=0))
         _check_node(place, nodes, sides, power_was_cut)
 
