@@ -177,8 +177,13 @@ MUTATIONS = (
     ),
     Mutation(
         5, "a removed open file may come back", "vfs/hidden.py",
-        "if node.nlink == 1 and asked is Request.REMOVAL:", "if False:",
+        "if asked is Request.REMOVAL:", "if False:",
         "faults/test_kills.py::test_who_removes_an_open_file_and_dies_has_removed_it",
+    ),
+    Mutation(
+        5, "of several names, the one that a rename replaces is not noted", "vfs/hidden.py",
+        "            if asked is Request.REMOVAL:", "            if node.nlink > 1:",
+        "test_vfs.py::test_a_crash_between_the_halves_brings_one_of_several_names_back",
     ),
     Mutation(
         5, "SIGTERM does not take in what the kernel holds", "process/daemon.py",

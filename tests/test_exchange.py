@@ -377,7 +377,7 @@ def test_an_orphan_that_gets_its_name_back_is_whole_again(
     laptop.publish()
     desktop.exchange.follow()
     assert desktop.names() == set()
-    laptop.tree.adopt_orphan(file.id, ROOT, b"kept")
+    laptop.tree.restore_name(ROOT, b"kept", file.id)
     laptop.publish()
     desktop.exchange.follow()
     for machine in (desktop, machines("clone")):
@@ -1406,7 +1406,7 @@ class Actor:
 
     def _orphan(self) -> int | None:
         orphans = self.machine.tree.orphans()
-        return self.draw.choice(orphans)[0] if orphans else None
+        return self.draw.choice(orphans) if orphans else None
 
     def drop_orphan(self) -> None:
         if orphan := self._orphan():
@@ -1416,7 +1416,7 @@ class Actor:
         if orphan := self._orphan():
             if self.draw.random() < 0.5:
                 self.machine.contents.set_blocks(orphan, {3: self.draw.randbytes(16)})
-            self.machine.tree.adopt_orphan(orphan, *self._free())
+            self.machine.tree.restore_name(*self._free(), orphan)
 
     def set_xattr(self) -> None:
         if entry := self._entry(is_dir=self.draw.random() < 0.3):

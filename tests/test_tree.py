@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from syncer.codec import BLOCK_BYTES
+from syncer.metadata import schema
 from syncer.metadata.contents import INLINE_RUN, RUN_BLOCKS
 from syncer.metadata.epochs import FileClock
 from syncer.metadata.tree import ROOT, Node, Tree, node_base
@@ -119,12 +121,24 @@ def test_the_totals_follow_each_change(rig: VfsRig) -> None:
     assert rig.tree.totals() == (1, 0)
 
 
-def test_an_orphan_that_is_adopted_is_whole_again(rig: VfsRig) -> None:
+def test_names_to_put_back_come_along_from_a_database_of_before_their_table() -> None:
+    """The table that the upgrade touches, as it was in version 4."""
+    old = sqlite3.connect(":memory:", isolation_level=None)
+    old.executescript(
+        "CREATE TABLE orphan(node INTEGER PRIMARY KEY, parent INTEGER, name BLOB);"
+        "INSERT INTO orphan VALUES(5, 1, x'61'), (6, NULL, NULL);"
+    )
+    old.executescript(schema.UPGRADES[4])
+    assert old.execute("SELECT * FROM provisional").fetchall() == [(1, b"a", 5)]
+    assert old.execute("SELECT * FROM orphan").fetchall() == [(5,), (6,)]
+    old.close()
+
+
+def test_an_orphan_that_gets_a_name_back_is_whole_again(rig: VfsRig) -> None:
     node = create(rig, b"a")
     rig.tree.unlink(ROOT, b"a", keep=True)
-    rig.tree.set_provisional(node.id, ROOT, b"a")
-    assert rig.tree.orphans() == [(node.id, ROOT, b"a")]
-    rig.tree.adopt_orphan(node.id, ROOT, b"a")
+    assert rig.tree.orphans() == [node.id]
+    rig.tree.restore_name(ROOT, b"a", node.id)
     found = rig.tree.node(node.id)
     assert found is not None and found.nlink == 1
     assert rig.tree.orphans() == []
@@ -269,7 +283,9 @@ def test_a_database_without_them_gets_its_counts_of_blocks(rig: VfsRig) -> None:
     before = rig.db.query("SELECT * FROM node ORDER BY id")
     with rig.db.transaction():
         rig.db.execute("ALTER TABLE node DROP COLUMN blocks")
-        rig.db.execute("DROP TABLE garbage")  # which came later
+        # What came later.
+        rig.db.execute("DROP TABLE garbage; DROP TABLE provisional")
+        rig.db.execute("ALTER TABLE orphan ADD COLUMN parent; ALTER TABLE orphan ADD COLUMN name")
         rig.db.set_meta("schema_version", 2)
     rig.reopen()
     assert rig.db.query("SELECT * FROM node ORDER BY id") == before

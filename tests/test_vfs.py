@@ -185,6 +185,29 @@ def test_a_crash_between_the_halves_of_a_rename_brings_the_target_back(rig: VfsR
     assert rig.read(b"/target") == b"old"
 
 
+def test_a_crash_between_the_halves_brings_one_of_several_names_back(rig: VfsRig) -> None:
+    rig.make(b"/target", b"old")
+    rig.vfs.link(b"/target", b"/other")
+    rig.vfs.open(b"/target", os.O_RDONLY)
+    hide(rig, b"/target")
+    rig.reopen()
+    assert rig.list(b"/") == [b"other", b"target"]
+    assert rig.vfs.getattr(b"/target") == rig.vfs.getattr(b"/other")
+    assert rig.vfs.getattr(b"/target").nlink == 2
+
+
+def test_a_name_that_was_taken_for_good_does_not_come_back(rig: VfsRig) -> None:
+    rig.make(b"/file", b"content")
+    rig.vfs.link(b"/file", b"/other")
+    rig.vfs.open(b"/file", os.O_RDONLY)
+    hide(rig, b"/file")
+    # This thread's next call shows that no rename follows.
+    rig.vfs.mkdir(b"/d", 0o755, ME)
+    rig.reopen()
+    assert rig.list(b"/") == [b"d", b"other"]
+    assert rig.vfs.getattr(b"/other").nlink == 1
+
+
 def test_a_crash_after_a_rename_over_an_open_file_keeps_the_new_one(rig: VfsRig) -> None:
     rig.make(b"/target", b"old")
     rig.make(b"/new", b"new")

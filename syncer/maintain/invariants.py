@@ -257,6 +257,14 @@ LEFTOVERS = (
         "it is noted as removed while open, and is not",
     ),
     Leftover(
+        "name to put back of nothing",
+        "SELECT node FROM provisional WHERE node NOT IN (SELECT id FROM node)"
+        " OR parent NOT IN (SELECT id FROM node)",
+        "DELETE FROM provisional WHERE node NOT IN (SELECT id FROM node)"
+        " OR parent NOT IN (SELECT id FROM node)",
+        "a name of it is noted as to be put back, and it or its folder is not there",
+    ),
+    Leftover(
         "patch of nothing",
         "SELECT DISTINCT patch.node FROM patch LEFT JOIN node ON node.id = patch.node"
         f" WHERE node.id IS NULL OR NOT {_FILE}",

@@ -6,7 +6,7 @@ brings a database of the version before to it.
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 # What both a new database and an older one get.
 _PINS = """
@@ -51,6 +51,16 @@ CREATE TABLE garbage(          -- blocks that nothing names, and that the remote
 ) WITHOUT ROWID;
 """
 
+_PROVISIONAL = """
+CREATE TABLE provisional(      -- names that were taken away, it may be for a rename that follows
+                               -- (over an open file; see vfs/hidden): a crash puts them back
+  parent INTEGER NOT NULL,
+  name BLOB NOT NULL,
+  node INTEGER NOT NULL,       -- what the name led to: an orphan, or a file that has further names
+  PRIMARY KEY(parent, name)
+) WITHOUT ROWID;
+"""
+
 #: For each version but the newest: the statements that make the next one of it.
 UPGRADES: dict[int, str] = {
     1: """
@@ -63,6 +73,12 @@ DROP INDEX block_clean;
     2: "ALTER TABLE node ADD COLUMN blocks INTEGER NOT NULL DEFAULT 0;"
     f" UPDATE node SET blocks = {COUNTED_BLOCKS};",
     3: _GARBAGE,
+    4: _PROVISIONAL
+    + """
+INSERT INTO provisional SELECT parent, name, node FROM orphan WHERE name IS NOT NULL;
+ALTER TABLE orphan DROP COLUMN parent;
+ALTER TABLE orphan DROP COLUMN name;
+""",
 }
 
 SCHEMA = (
@@ -185,9 +201,7 @@ CREATE TABLE undo_patch(       -- all patches that it had
 ) WITHOUT ROWID;
 
 CREATE TABLE orphan(           -- files without a name that were open; removed at the next start
-  node INTEGER PRIMARY KEY,
-  parent INTEGER,              -- where its name was, while the removal is provisional (the first
-  name BLOB                    -- half of a rename over an open file): a crash puts it back
+  node INTEGER PRIMARY KEY
 );
 
 CREATE TABLE block(            -- blocks with a local copy, and only these
@@ -230,6 +244,7 @@ CREATE TABLE chunk(            -- checkpoint chunks: nodes of one range of 4096 
 """
     + _PINS
     + _GARBAGE
+    + _PROVISIONAL
 )
 
 #: The values that `meta` may hold.

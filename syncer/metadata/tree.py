@@ -24,6 +24,7 @@ from syncer.metadata.contents import INLINE_RUN, Contents
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
 from syncer.metadata.pins import Pins
+from syncer.metadata.provisional import Provisional
 
 ROOT = 1
 #: Extended attributes with this prefix are not the file system's; see `moments`.
@@ -95,6 +96,7 @@ class Tree:
         self._contents = contents
         #: Learns of every name that comes and goes.
         self.pins = Pins(db)
+        self.provisional = Provisional(db)
         # These mirror rows and are guarded by db.lock.
         self._nodes: dict[int, Node] = {}
         self._names: dict[tuple[int, bytes], int] = {}
@@ -413,19 +415,12 @@ class Tree:
 
     # Orphans
 
-    def orphans(self) -> list[tuple[int, int | None, bytes | None]]:
-        """(node, parent, name) of files without a name; the last two while it is provisional."""
-        return self._db.query("SELECT node, parent, name FROM orphan")
+    def orphans(self) -> list[int]:
+        """Files without a name."""
+        return [node_id for (node_id,) in self._db.query("SELECT node FROM orphan")]
 
-    def set_provisional(self, node_id: int, parent: int | None, name: bytes | None) -> None:
-        """Note where an orphan's name was, for a crash to put it back; or that it is final."""
-        with self._db.transaction():
-            self._db.execute(
-                "UPDATE orphan SET parent = ?, name = ? WHERE node = ?", (parent, name, node_id)
-            )
-
-    def adopt_orphan(self, node_id: int, parent: int, name: bytes) -> None:
-        """Give an orphan a name again."""
+    def restore_name(self, parent: int, name: bytes, node_id: int) -> None:
+        """Give a node, which may be an orphan, a name that it had."""
         with self._db.transaction():
             self._db.execute("DELETE FROM orphan WHERE node = ?", (node_id,))
             self.link(node_id, parent, name)

@@ -6,9 +6,9 @@ and is an orphan, so it is in no listing, in nobody's way, and in no history.
 
 When the hiding is the first half of a rename over an open file, a crash before the second half
 must bring the target back; a removal must not come back. The binding can mostly tell what the
-program asked for (`asked`). Where a rename follows, or it is not known, the removal is noted as
-provisional in the orphan's row at first. It is made final by the same thread's next call or, if it
-is not known, after a moment without one.
+program asked for (`asked`). Where a rename follows, or it is not known, the name is noted as gone
+provisionally at first. That is made final by the same thread's next call or, if it is not known
+what was asked for, after a moment without one.
 
 libfuse counts a file as open until a moment after the last `release` has returned. So it may hide a
 file that is closed already, and then, as nobody closes it any more, forget to remove the hidden
@@ -28,6 +28,7 @@ import os
 import re
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
 from syncer.blocks.store import Blocks
 from syncer.metadata.tree import Node, Tree
@@ -44,6 +45,14 @@ _FORMER_NAMES = 4096
 _PROVISIONAL_SECONDS = 0.02
 
 
+class _Taken(NamedTuple):
+    """A name that was taken away, and the file that it led to."""
+
+    parent: int
+    name: bytes
+    node: int
+
+
 class HiddenFiles:
     """The hidden names. Safe for use from several threads; `files.lock` guards its tables."""
 
@@ -58,8 +67,8 @@ class HiddenFiles:
         self.asked: Callable[[], Request] = lambda: Request.UNKNOWN
         #: thread -> the name that it took away last; a rename to it may follow.
         self._taken: dict[int, tuple[int, bytes]] = {}
-        #: thread -> (node whose removal it may yet turn into a rename, when it no longer may)
-        self._provisional: dict[int, tuple[int, threading.Timer]] = {}
+        #: thread -> (what it took away, and may yet put another file there; when it no longer may)
+        self._provisional: dict[int, tuple[_Taken, threading.Timer]] = {}
 
     def find(self, parent: int, name: bytes) -> int | None:
         """The node behind a hidden name, or None; ESTALE where there was one."""
@@ -98,16 +107,16 @@ class HiddenFiles:
             else:
                 self._note_former(hidden, node.id)
             asked = self.asked()
-            if node.nlink == 1 and asked is Request.REMOVAL:
+            if asked is Request.REMOVAL:
                 self._remove(node.id)
-            elif node.nlink == 1:
-                self._tree.set_provisional(node.id, *place)
-                thread = threading.get_ident()
-                seconds = _PROVISIONAL_SECONDS if asked is Request.UNKNOWN else _NOTICES_SECONDS
-                timer = threading.Timer(seconds, self._settle, (thread, node.id))
-                timer.name, timer.daemon = "syncer-settle", True
-                self._provisional[thread] = node.id, timer
-                timer.start()
+                return
+            self._tree.provisional.note(*place, node.id)
+            thread, taken = threading.get_ident(), _Taken(*place, node.id)
+            seconds = _PROVISIONAL_SECONDS if asked is Request.UNKNOWN else _NOTICES_SECONDS
+            timer = threading.Timer(seconds, self._settle, (thread, taken))
+            timer.name, timer.daemon = "syncer-settle", True
+            self._provisional[thread] = taken, timer
+            timer.start()
 
     def settle(self) -> None:
         """What this thread hid before its present call is final: call this first in every call."""
@@ -140,9 +149,9 @@ class HiddenFiles:
         """What is about to take a pinned file's place is pinned from then on."""
         replaced = self._tree.lookup(place[0].id, place[1])
         if replaced is None:
-            number, _ = self._provisional.get(threading.get_ident(), (None, None))
-            if (number, place[0].id, place[1]) in self._tree.orphans():
-                replaced = number
+            taken, _ = self._provisional.get(threading.get_ident(), (None, None))
+            if taken is not None and taken[:2] == (place[0].id, place[1]):
+                replaced = taken.node
         if replaced is not None:
             self._tree.pins.inherit(replaced, heir)
 
@@ -157,14 +166,15 @@ class HiddenFiles:
         for thread in list(self._provisional):
             self._settle(thread, None)
 
-    def _settle(self, thread: int, only: int | None) -> None:
+    def _settle(self, thread: int, only: _Taken | None) -> None:
         with self._files.lock:
-            number, timer = self._provisional.get(thread, (None, None))
-            if number is not None and timer is not None and only in (None, number):
+            taken, timer = self._provisional.get(thread, (None, None))
+            if taken is not None and timer is not None and only in (None, taken):
                 del self._provisional[thread]
                 timer.cancel()
-                self._tree.set_provisional(number, None, None)
-                self._remove(number)
+                with self._tree.transaction():
+                    self._tree.provisional.end(taken.parent, taken.name)
+                    self._remove(taken.node)
 
     def reveal(self, parent: int, name: bytes) -> bool:
         """Remove a hidden name, and its file unless that is still open; False: there is none."""
@@ -200,18 +210,21 @@ class HiddenFiles:
         node = self._tree.node(number)
         if node is None or node.nlink or self._files.is_open(number):
             return
-        if all(number != provisional for provisional, _ in self._provisional.values()):
+        if all(number != taken.node for taken, _ in self._provisional.values()):
             with self._tree.transaction():
                 self._blocks.unname(self._tree.remove_orphan(number))
 
     def recover(self) -> None:
         """After an unclean end: finish the removals, or undo those that were provisional."""
-        for number, parent, name in self._tree.orphans():
+        for parent, name, number in self._tree.provisional.names():
             with self._tree.transaction():
-                if parent is not None and name is not None and self._is_free(parent, name):
-                    self._tree.adopt_orphan(number, parent, name)
-                else:
-                    self._blocks.unname(self._tree.remove_orphan(number))
+                if self._can_return(parent, name, number):
+                    self._tree.restore_name(parent, name, number)
+                self._tree.provisional.end(parent, name)
+        for number in self._tree.orphans():
+            with self._tree.transaction():
+                self._blocks.unname(self._tree.remove_orphan(number))
 
-    def _is_free(self, parent: int, name: bytes) -> bool:
-        return self._tree.node(parent) is not None and self._tree.lookup(parent, name) is None
+    def _can_return(self, parent: int, name: bytes, number: int) -> bool:
+        both_are = self._tree.node(parent) is not None and self._tree.node(number) is not None
+        return both_are and self._tree.lookup(parent, name) is None
