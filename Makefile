@@ -19,7 +19,7 @@ run: .venv/run
 
 test: .venv/dev
 	@scripts/system-packages test $(PYTHON)
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --durations=10 -m "not torture"
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=20 -m "not torture"
 
 check: .venv/dev
 	$(BIN)/ruff check .

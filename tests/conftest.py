@@ -95,11 +95,21 @@ def _unescaped(escape: re.Match[bytes]) -> bytes:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    _longest_files_first(items)
     if ON_CI or os.path.exists("/dev/fuse"):
         return
     for item in items:
         if item.get_closest_marker("fuse"):
             item.add_marker(pytest.mark.skip(reason="there is no /dev/fuse"))
+
+
+def _longest_files_first(items: list[pytest.Item]) -> None:
+    """Where several workers share the files, none is to begin a long one when the others end."""
+    seconds: dict[Path, float] = {}
+    for item in items:
+        mark = item.get_closest_marker("slow")
+        seconds[item.path] = seconds.get(item.path, 0.0) + (mark.args[0] if mark else 0.0)
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 @pytest.hookimpl(wrapper=True)

@@ -159,7 +159,7 @@ def test_warn_when_not_safe_tells_a_failure_from_safety(tmp_path: Path, programs
     assert caught.value.status > 1
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 def test_real_input_says_that_everything_came_back(tmp_path: Path, programs: Path) -> None:
     library = tmp_path / "library"
     shutil.copytree(ROOT / "syncer", library, ignore=shutil.ignore_patterns("__pycache__"))

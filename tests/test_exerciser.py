@@ -71,9 +71,8 @@ def exercise(folder: Path, variant: str, seed: int, operations: int) -> None:
 @pytest.mark.fuse
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_what_is_read_is_what_was_written_last(variant: str, tmp_path: Path) -> None:
-    seed = random.SystemRandom().randrange(1 << 31)
-    print(f"seed {seed}")
-    exercise(tmp_path / "round", variant, seed, OPERATIONS)
+    # Always the same, so that a change is judged by the operations that the one before was.
+    exercise(tmp_path / "round", variant, 1, OPERATIONS)
 
 
 @pytest.mark.fuse

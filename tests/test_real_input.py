@@ -165,7 +165,7 @@ def server() -> Iterator[Sshd]:
 
 
 @pytest.mark.fuse
-@pytest.mark.slow
+@pytest.mark.slow(150)
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("way", "total_bytes"),

@@ -284,7 +284,7 @@ def test_a_long_way_is_no_fault(line: Proxy, server: Sshd, tmp_path: Path) -> No
         assert "made no progress" not in mount.log
 
 
-@pytest.mark.slow
+@pytest.mark.slow(35)
 def test_at_1_kb_per_second_everything_arrives(line: Proxy, server: Sshd, tmp_path: Path) -> None:
     # The limit is shorter than any of the transfers takes.
     with mounted_over(line, server, tmp_path, FUSE, timeout="10", connections="1") as mount:
