@@ -38,6 +38,7 @@ bench: .venv/dev
 bench-scale: .venv/dev
 	@scripts/system-packages test $(PYTHON)
 	$(BIN)/python -m tests.bench.scale
+	$(BIN)/python -m tests.bench.growth
 
 torture: .venv/dev
 	@scripts/system-packages test $(PYTHON)

@@ -51,6 +51,15 @@ COLUMNS = (
     ("resident_megabytes", "process at the end, MB"),
 )
 
+PLOTS = (
+    ("mount_seconds", "Mount, seconds", "seconds"),
+    ("stat_per_second", "stat, a second", "calls"),
+    ("find_per_second", "find -printf, entries a second", "entries"),
+    ("create_per_second", "create, a second", "calls"),
+    ("database_bytes_per_file", "Database, bytes a file", "bytes"),
+    ("resident_megabytes", "Memory of the process, MB", "MB"),
+)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.scale", description=__doc__)
@@ -66,7 +75,7 @@ def main() -> None:
     lines = table(rows)
     print(json.dumps(rows) if arguments.json else as_text(lines))
     if arguments.write_docs:
-        write_page(lines, load)
+        replace_part("scale", f"{as_markdown(lines)}\n\n{plots(rows)}", load)
 
 
 def measure(count: int) -> dict[str, float]:
@@ -120,7 +129,7 @@ def look(mountpoint: Path, count: int) -> dict[str, float]:
     return found
 
 
-def fill(path: Path, count: int) -> None:
+def fill(path: Path, count: int, *, folder_files: int = FOLDER_FILES) -> None:
     """Make the files, as a mount would, but for their contents."""
     with closing(Database(path)) as db:
         epochs = Epochs(db)
@@ -131,8 +140,8 @@ def fill(path: Path, count: int) -> None:
         folder = root
         for start in range(0, count, COMMIT_FILES):
             with db.transaction():
-                if start % FOLDER_FILES == 0:
-                    name = folder_name(start // FOLDER_FILES).encode()
+                if start % folder_files == 0:
+                    name = folder_name(start // folder_files).encode()
                     folder = tree.create(root, name, 0o40755, os.getuid(), os.getgid())
                 for number in range(start, min(count, start + COMMIT_FILES)):
                     node = tree.create(
@@ -189,16 +198,32 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
 
 
-def write_page(lines: list[list[str]], load: float) -> None:
-    begin, end = "<!-- scale -->\n", "<!-- end of scale -->"
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(begin)
-    after = rest.split(end)[1]
-    part = (
-        f"\nMeasured on {time.strftime('%Y-%m-%d')}, one round: {machine()}. {quiet(load)}\n\n"
-        f"{as_markdown(lines)}\n\n"
+def plots(rows: Sequence[dict[str, float]]) -> str:
+    """How each cost goes, as charts in Mermaid's language, which needs no picture to be stored."""
+    sizes = ", ".join(f'"{row["files"]:,.0f}"' for row in rows)
+    return "\n\n".join(
+        "\n".join(
+            (
+                "```mermaid",
+                "xychart-beta",
+                f'    title "{title}"',
+                f'    x-axis "files" [{sizes}]',
+                f'    y-axis "{unit}" 0 --> {max(row[key] for row in rows) * 1.2:.4g}',
+                f"    line [{', '.join(f'{row[key]:.4g}' for row in rows)}]",
+                "```",
+            )
+        )
+        for key, title, unit in PLOTS
     )
-    PAGE.write_text(before + begin + part + end + after, encoding="utf-8")
+
+
+def replace_part(name: str, part: str, load: float) -> None:
+    """Put a part of the page between its two marks, with the date and the machine."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, rest = PAGE.read_text(encoding="utf-8").split(begin)
+    after = rest.split(end)[1]
+    how = f"Measured on {time.strftime('%Y-%m-%d')}, one round: {machine()}. {quiet(load)}"
+    PAGE.write_text(f"{before}{begin}\n{how}\n\n{part}\n\n{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
