@@ -91,10 +91,6 @@ class MemoryRemote(Remote):
     def name(self) -> str:
         return "memory"
 
-    @property
-    def durable(self) -> bool:
-        return self.is_durable
-
     def _perform(
         self,
         method: str,
@@ -127,10 +123,11 @@ class MemoryRemote(Remote):
         except KeyError:
             raise MissingError(f"memory has no object {key}") from None
 
-    def put(self, key: str, data: Payload) -> None:
+    def put(self, key: str, data: Payload) -> bool:
         check_key(key)
         content = b"".join(buffers_of(data)), time.time()
         self._perform("put", lambda: self._objects.update({key: content}))
+        return self.is_durable
 
     def create(self, key: str, data: Payload) -> None:
         check_key(key)

@@ -85,7 +85,7 @@ MUTATIONS = (
     ),
     Mutation(
         2, "an upload that the server can't sync counts at once", "transfer/uploads.py",
-        "if not self._remote.durable:", "if False:",
+        "if not is_safe:", "if False:",
         "test_transfer.py::"
         "test_without_a_sync_on_the_remote_a_block_stays_dirty_until_it_settled",
     ),

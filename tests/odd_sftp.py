@@ -41,6 +41,10 @@ class OddServer:
         """The kinds of all requests so far."""
         self.steps: list[tuple[int, str]] = []
         """The kinds of those that succeeded, with the file that each was about."""
+        self.opens_folders = True
+        """Whether folders can be opened as files are, as on OpenSSH."""
+        self.open_handles = 0
+        """How many files and folders are open now."""
         self.is_silent = False
         """Whether it answers nothing any more."""
         self.hangs_up_at = 0
@@ -190,11 +194,14 @@ class _Connection:
     def _new_handle(self, what: int | list[Path]) -> Answer:
         name = str(len(self._server.requests)).encode()
         self._handles[name] = what
+        self._server.open_handles += 1
         self._opened[name] = self._about
         return bytes([sftp.HANDLE]) + _string(name)
 
     def _open(self, fields: sftp.Fields) -> Answer:
         path, flags = self._path(fields), fields.number()
+        if path.is_dir() and not self._server.opens_folders:
+            return _status(sftp.FAILURE)
         exclusive = os.O_RDWR | os.O_CREAT | os.O_EXCL
         return self._new_handle(os.open(path, exclusive if flags & 8 else os.O_RDONLY, 0o666))
 
@@ -202,6 +209,7 @@ class _Connection:
         name = bytes(fields.string())
         self._about = self._opened.pop(name)
         handle = self._handles.pop(name)
+        self._server.open_handles -= 1
         if isinstance(handle, int):
             os.close(handle)
         return _status(sftp.OK)
@@ -251,8 +259,12 @@ class _Connection:
         return _status(sftp.OK)
 
     def _extended(self, fields: sftp.Fields) -> Answer:
-        if bytes(fields.string()) == b"statvfs@openssh.com":
+        name = bytes(fields.string())
+        if name == b"statvfs@openssh.com":
             return bytes([sftp.EXTENDED_REPLY]) + struct.pack(">11Q", *self._server.room)
+        if name == b"fsync@openssh.com":
+            os.fsync(self._file(fields))
+            return _status(sftp.OK)
         return _status(sftp.UNSUPPORTED)
 
 

@@ -47,30 +47,69 @@ def test_an_object_is_a_plain_file_of_its_key(remote: Remote, folder: Path) -> N
 
 
 def test_it_syncs_and_knows_its_room(remote: Remote, folder: Path) -> None:
-    assert remote.durable
+    assert remote.put("syncer.json", b"{}")
     room = remote.usage()
     assert room is not None
     assert 0 < room.free_bytes <= room.capacity_bytes
 
 
-def test_everything_is_synced_before_put_returns(
-    remote: Remote, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps = []
+@pytest.fixture
+def steps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The syncs, each with what was synced, and renames to come."""
+    noted: list[str] = []
     fsync, replace = os.fsync, os.replace
 
     def note_fsync(descriptor: int) -> None:
-        steps.append("sync " + Path(os.readlink(f"/proc/self/fd/{descriptor}")).parent.name)
+        path = os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), folder)
+        noted.append("sync tmp/*" if path.startswith("tmp/") else f"sync {path}")
         fsync(descriptor)
 
     def note_replace(source: Path, target: Path) -> None:
-        steps.append("rename")
+        noted.append("rename")
         replace(source, target)
 
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(os, "replace", note_replace)
-    remote.put("blocks/ab/abcd", b"content")
-    assert steps == ["sync tmp", "rename", "sync blocks"]
+    return noted
+
+
+def test_everything_is_synced_before_put_returns(remote: Remote, steps: list[str]) -> None:
+    assert remote.put("blocks/ab/abcd", b"content")
+    # Whoever made the folders may have died before their names were safe.
+    assert steps == ["sync tmp/*", "rename", "sync .", "sync blocks", "sync blocks/ab"]
+    steps.clear()
+    assert remote.put("blocks/ab/abce", b"content")
+    assert steps == ["sync tmp/*", "rename", "sync blocks/ab"]
+
+
+def test_new_folders_are_synced_with_those_that_hold_them(folder: Path, steps: list[str]) -> None:
+    remote = open_remote(str(folder))
+    remote.make_folders()
+    assert steps[0] == "sync .." and set(steps[1:]) == {"sync .", "sync blocks"}
+    remote.put("log/a/1", b"")
+    (folder / "log/a/1").unlink()
+    (folder / "log/a").rmdir()
+    steps.clear()
+    # It is known to be safe, and not there any more.
+    assert remote.put("log/a/2", b"")
+    assert steps.index("sync log") < steps.index("sync log/a")
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EACCES])
+def test_without_a_sync_of_folders_nothing_counts_as_safe(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    name = "fsync" if number == errno.EINVAL else "open"
+    whole = getattr(os, name)
+
+    def fail_for_folders(what: int | Path, *more: int) -> object:
+        if os.path.isdir(f"/proc/self/fd/{what}" if isinstance(what, int) else what):
+            raise OSError(number, os.strerror(number))
+        return whole(what, *more)
+
+    monkeypatch.setattr(os, name, fail_for_folders)
+    assert not remote.put("blocks/ab/abcd", b"content")
+    assert remote.get("blocks/ab/abcd") == b"content"
 
 
 def test_a_disk_that_is_not_mounted_is_offline_and_not_empty(remote: Remote, folder: Path) -> None:

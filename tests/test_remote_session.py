@@ -48,8 +48,7 @@ class TestOddServer(RemoteContract):
 
 
 def test_without_the_extension_nothing_counts_as_synced(remote: Remote) -> None:
-    remote.put("syncer.json", b"{}")
-    assert not remote.durable
+    assert not remote.put("syncer.json", b"{}")
     assert remote.usage() is None
 
 
@@ -60,8 +59,7 @@ def test_a_disk_that_can_not_sync_is_told_from_a_sync_that_failed(
     server.extensions.append(b"fsync@openssh.com")
     remote = SftpRemote(Location("repository", "odd"), server.connect, 1, 5.0)
     server.statuses[sftp.EXTENDED] = [code]
-    remote.put("syncer.json", b"{}")
-    assert not remote.durable
+    assert not remote.put("syncer.json", b"{}")
     remote.close()
     remote = SftpRemote(Location("repository", "odd"), server.connect, 1, 5.0)
     server.statuses[sftp.EXTENDED] = [sftp.FAILURE]

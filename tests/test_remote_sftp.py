@@ -107,8 +107,8 @@ def test_making_it_connects_to_nothing(server: Sshd, open_at: Open, folder: Path
 
 
 def test_it_says_that_the_server_syncs(remote: Remote) -> None:
-    remote.put("syncer.json", b"{}")
-    assert remote.durable
+    assert remote.put("syncer.json", b"{}")
+    assert remote.put("log/a new machine/1-2", b"{}")
     room = remote.usage()
     assert room is not None
     assert 0 < room.free_bytes <= room.capacity_bytes

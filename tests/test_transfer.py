@@ -240,10 +240,10 @@ def test_a_worker_that_fails_unexpectedly_is_seen_and_goes_on(
     bad = work.write(content(0))
     real = work.remote.put
 
-    def put(key: str, data: bytes) -> None:
+    def put(key: str, data: bytes) -> bool:
         if key == block_key(bad):
             raise RuntimeError("a bug")
-        real(key, data)
+        return real(key, data)
 
     monkeypatch.setattr(work.remote, "put", put)
     for number in range(1, 10):

@@ -80,15 +80,6 @@ class Remote(ABC):
     def name(self) -> str:
         """The location, for people; holds no secret."""
 
-    @property
-    @abstractmethod
-    def durable(self) -> bool:
-        """Whether the last `put` was synced to the remote's disk before it returned.
-
-        Where a server can't sync, the caller keeps the local copy for a settling time. False as
-        long as it is not known, which is until the first connection.
-        """
-
     @abstractmethod
     def get(
         self, key: str, offset: int = 0, length: int | None = None, *, urgent: bool = False
@@ -103,8 +94,11 @@ class Remote(ABC):
         """
 
     @abstractmethod
-    def put(self, key: str, data: Payload) -> None:
+    def put(self, key: str, data: Payload) -> bool:
         """Store an object; when this returns, it is on the remote, whole.
+
+        Returns whether it is on the remote's disk, with its name, so that a power cut there does
+        not take it. Where that is not to be had, the caller keeps what it has for a settling time.
 
         An object of that name is replaced in one step. Nothing is skipped because the name is
         there already: what is there may be a ruin that only a person could have made.
@@ -127,13 +121,17 @@ class Remote(ABC):
 
     @abstractmethod
     def delete(self, key: str) -> None:
-        """Remove an object; removing what is not there is no error."""
+        """Remove an object; removing what is not there is no error.
+
+        A power cut of the remote may bring it back.
+        """
 
     @abstractmethod
     def move(self, key: str, target: str) -> None:
         """Give an object another key, in one step; one that has that key already is replaced.
 
-        After an `OfflineError` it may have moved all the same, or move later.
+        A power cut of the remote may undo it. After an `OfflineError` it may have moved all the
+        same, or move later.
 
         Raises:
             MissingError: there is no object under `key`.

@@ -2,7 +2,8 @@
 
 `Files` is what a place has to offer: a local directory and an SFTP connection supply it.
 `FileRemote` makes a `Remote` of it. A file is written under ``tmp/``, synced, its size
-confirmed, and only then moved to its key, so that an object is there whole or not at all.
+confirmed, and only then moved to its key, so that an object is there whole or not at all. Then
+its folder is synced, without which a power cut may take the name.
 """
 
 from __future__ import annotations
@@ -49,8 +50,11 @@ class NewFile(ABC):
     """As the place counts it, not as it was asked for."""
 
     @abstractmethod
-    def publish(self, path: str, *, replace: bool) -> None:
-        """Move it to `path` in one step, durably.
+    def publish(self, path: str, *, replace: bool) -> bool:
+        """Move it to `path` in one step, then sync the folders that `Files.write` was told.
+
+        Returns whether that was possible; else a power cut may take it. May be called again after
+        an error.
 
         Raises:
             MissingError: there is no such folder.
@@ -74,8 +78,11 @@ class Files(ABC):
         """Read `length` bytes or all; fewer only at the end."""
 
     @abstractmethod
-    def write(self, path: str, parts: Sequence[memoryview]) -> NewFile:
-        """Write a new file and sync it; nothing is left behind on an error."""
+    def write(self, path: str, parts: Sequence[memoryview], folders: Sequence[str] = ()) -> NewFile:
+        """Write a new file and sync it; nothing is left behind on an error.
+
+        `folders` are to be synced once it has its place, and may be missing until then.
+        """
 
     @abstractmethod
     def stat(self, path: str) -> FileStatus:
@@ -99,7 +106,10 @@ class Files(ABC):
 
     @abstractmethod
     def make_folders(self, paths: Sequence[str]) -> None:
-        """Make those of the folders that are missing, each after the one that it lies in."""
+        """Make those of the folders that are missing, each after the one that it lies in.
+
+        Those that they lie in are synced, where the place can do that.
+        """
 
     @abstractmethod
     def usage(self) -> Usage | None:
@@ -112,6 +122,9 @@ class FileRemote(Remote):
     def __init__(self, name: str) -> None:
         self._name = name
         self.health = Health()
+        #: Folders whose own names are on the remote's disk, as this process has seen to. It only
+        #: grows, so threads may share it.
+        self._safe_folders: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -167,21 +180,22 @@ class FileRemote(Remote):
                 f"{self.name} holds no repository at present: is its disk mounted?"
             ) from None
 
-    def put(self, key: str, data: Payload) -> None:
-        self._store(key, data, replace=True)
+    def put(self, key: str, data: Payload) -> bool:
+        return self._store(key, data, replace=True)
 
     def create(self, key: str, data: Payload) -> None:
         self._store(key, data, replace=False)
 
-    def _store(self, key: str, data: Payload, *, replace: bool) -> None:
+    def _store(self, key: str, data: Payload, *, replace: bool) -> bool:
         check_key(key)
+        folders = _folders_of(key)
         parts = buffers_of(data)
         size_bytes = sum(part.nbytes for part in parts)
 
-        def store(files: Files) -> None:
+        def store(files: Files) -> bool:
             temporary = f"{TEMPORARY_FOLDER}/{secrets.token_hex(12)}"
             try:
-                file = files.write(temporary, parts)
+                file = files.write(temporary, parts, self._to_sync(folders))
             except MissingError:
                 self._require_repository(files)
                 raise
@@ -192,13 +206,30 @@ class FileRemote(Remote):
                         f" instead of {size_bytes}"
                     )
                 try:
-                    file.publish(key, replace=replace)
+                    is_safe = file.publish(key, replace=replace)
                 except MissingError:
-                    files.make_folders(_parents(key))
-                    file.publish(key, replace=replace)
+                    files.make_folders(folders)
+                    is_safe = file.publish(key, replace=replace)
+            if is_safe:
+                self._safe_folders.update(folders)
+            return is_safe
 
         # A repeated create would find its own object and call it another's.
-        self._run(store, repeatable=replace, storing=True)
+        return self._run(store, repeatable=replace, storing=True)
+
+    def _to_sync(self, folders: Sequence[str]) -> list[str]:
+        """What to sync after a new name in the last one of these, of which each holds the next.
+
+        That one; and where others have theirs, unless this process has done so: who made them may
+        have died before, and a name is worth nothing in a folder without one.
+        """
+        above = ["", *folders]
+        unsafe = [
+            holder
+            for holder, folder in zip(above, folders, strict=False)
+            if folder not in self._safe_folders
+        ]
+        return [*unsafe, above[-1]]
 
     def delete(self, key: str) -> None:
         check_key(key)
@@ -266,7 +297,7 @@ def _entry(status: FileStatus) -> Entry:
     return Entry(status.name, status.size_bytes, status.mtime_seconds)
 
 
-def _parents(key: str) -> list[str]:
+def _folders_of(key: str) -> list[str]:
     """``a/b/c`` -> ``a``, ``a/b``: outermost first."""
     parts = key.split("/")[:-1]
     return ["/".join(parts[: end + 1]) for end in range(len(parts))]

@@ -24,6 +24,9 @@ from .files import FileRemote, Files, FileStatus, NewFile, Result
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """What link(2) says on file systems that have none, such as exFAT on an external disk."""
 
+NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What fsync(2) says of folders on file systems that sync files only, as some network mounts."""
+
 KINDS: dict[int, type[SyncerError]] = {
     errno.ENOENT: MissingError,
     errno.ENOTDIR: MissingError,
@@ -51,10 +54,6 @@ class LocalRemote(FileRemote):
         super().__init__(str(root))
         self._files = LocalFiles(root)
         self._closed = False
-
-    @property
-    def durable(self) -> bool:
-        return True
 
     def _perform(
         self, action: Callable[[Files], Result], *, urgent: bool, repeatable: bool
@@ -86,8 +85,8 @@ class LocalFiles(Files):
                 length -= len(part)
             return b"".join(parts)
 
-    def write(self, path: str, parts: Sequence[memoryview]) -> NewFile:
-        return LocalFile(self._root, path, parts)
+    def write(self, path: str, parts: Sequence[memoryview], folders: Sequence[str] = ()) -> NewFile:
+        return LocalFile(self._root, path, parts, folders)
 
     def stat(self, path: str) -> FileStatus:
         where = self._root / path
@@ -119,17 +118,18 @@ class LocalFiles(Files):
 
     def make_root(self) -> None:
         with _translated(self._root):
+            missing = [one for one in (self._root, *self._root.parents) if not one.exists()]
             self._root.mkdir(parents=True, exist_ok=True)
+        for folder in missing:
+            _sync_folder(folder.parent)
 
     def make_folders(self, paths: Sequence[str]) -> None:
-        made_in = set()
         for path in paths:
             where = self._root / path
             with _translated(where):
-                if not where.is_dir():
-                    where.mkdir(exist_ok=True)
-                    made_in.add(where.parent)
-        for folder in made_in:
+                where.mkdir(exist_ok=True)
+        # Those that are there may have been made a moment ago, by another thread.
+        for folder in {(self._root / path).parent for path in paths}:
             _sync_folder(folder)
 
     def usage(self) -> Usage | None:
@@ -141,8 +141,11 @@ class LocalFiles(Files):
 class LocalFile(NewFile):
     """A new file below `root`; see `NewFile`."""
 
-    def __init__(self, root: Path, path: str, parts: Sequence[memoryview]) -> None:
+    def __init__(
+        self, root: Path, path: str, parts: Sequence[memoryview], folders: Sequence[str]
+    ) -> None:
         self._root = root
+        self._folders = folders
         self._temporary: Path | None = root / path
         with _translated(self._temporary):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -157,16 +160,16 @@ class LocalFile(NewFile):
                 self.close()
                 raise
 
-    def publish(self, path: str, *, replace: bool) -> None:
-        assert self._temporary is not None, "published twice"
+    def publish(self, path: str, *, replace: bool) -> bool:
         target = self._root / path
-        with _translated(target):
-            if replace:
-                os.replace(self._temporary, target)
-            else:
-                _move_to_free_name(self._temporary, target)
-        self._temporary = None
-        _sync_folder(target.parent)
+        if self._temporary is not None:
+            with _translated(target):
+                if replace:
+                    os.replace(self._temporary, target)
+                else:
+                    _move_to_free_name(self._temporary, target)
+            self._temporary = None
+        return all(_sync_folder(self._root / folder) for folder in self._folders)
 
     def close(self) -> None:
         # What can't be removed now is litter under tmp/, and no reason to fail: nothing was stored.
@@ -190,13 +193,22 @@ def _move_to_free_name(source: Path, target: Path) -> None:
         source.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> bool:
+    """Put a folder's names on the disk; False where its file system can't, or we may not."""
     with _translated(folder):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except PermissionError:
+            return False
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in NO_FOLDER_SYNC:
+                raise
+            return False
         finally:
             os.close(descriptor)
+    return True
 
 
 def _status(name: str, status: os.stat_result) -> FileStatus:

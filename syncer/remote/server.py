@@ -38,15 +38,10 @@ class SftpRemote(FileRemote):
         self._timeout_seconds = timeout_seconds
         self._windows = Windows()
         self._pool = Pool(self.name, self._connect, connections)
-        self._durable = False
         self._lock = threading.Lock()
         # The lock guards the next two.
         self._greeting: set[Stream] = set()
         self._closed = False
-
-    @property
-    def durable(self) -> bool:
-        return self._durable
 
     def _connect(self) -> Connection:
         """Open a connection. Its end, here, is no reason to try another at once."""
@@ -82,9 +77,7 @@ class SftpRemote(FileRemote):
 
     def _perform_once(self, action: Callable[[Files], Result], urgent: bool) -> Result:
         with self._pool.session(urgent=urgent) as session:
-            result = action(SftpFiles(session, self._root(session)))
-            self._durable = session.server.can_sync
-            return result
+            return action(SftpFiles(session, self._root(session)))
 
     def _root(self, session: Session) -> bytes:
         path = self._location.path.encode("utf-8", "surrogateescape")

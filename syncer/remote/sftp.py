@@ -3,6 +3,9 @@
 On OpenSSH a `get` takes two round trips (OPEN; READs and FSTAT) and a `put` three (OPEN; WRITEs,
 FSYNC and FSTAT; rename and FSYNC). Other servers may handle requests out of order, so with them
 each step waits for the one before.
+
+OpenSSH opens folders as it opens files, so they can be synced. The folder of a new name is opened
+together with the file and synced together with the rename: that takes no round trip of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import stat as modes
 import struct
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 
 from ..errors import (
     AccessError,
@@ -26,6 +29,7 @@ from .base import Usage
 from .files import Files, FileStatus, NewFile
 from .packets import wide
 from .session import Session, StatusError
+from .syncing import FolderSyncs, finish_sync, send_sync
 
 PIPELINE_BYTES = 4 << 20
 """Under way at once on one connection, each way. OpenSSH's own window is 2 MiB; more than this
@@ -86,10 +90,10 @@ class SftpFiles(Files):
             finally:
                 session.send(sftp.CLOSE, handle)
 
-    def write(self, path: str, parts: Sequence[memoryview]) -> NewFile:
+    def write(self, path: str, parts: Sequence[memoryview], folders: Sequence[str] = ()) -> NewFile:
         size_bytes = sum(part.nbytes for part in parts)
         with self.told(path, size_bytes):
-            return SftpFile(self, self._session, path, parts, size_bytes)
+            return SftpFile(self, self._session, path, parts, size_bytes, folders)
 
     def stat(self, path: str) -> FileStatus:
         session = self._session
@@ -148,10 +152,12 @@ class SftpFiles(Files):
             self.stat("")
         except MissingError:
             steps = self._root.split(b"/")
-            parents = [b"/".join(steps[:end]) for end in range(1, len(steps) + 1)]
+            paths = [b"/".join(steps[:end]) for end in range(1, len(steps) + 1)]
+            first = b"/" if self._root.startswith(b"/") else b"."
             with self.told(""):
-                for parent in filter(None, parents):
-                    self._make([parent])
+                for path in filter(None, paths):
+                    self._make([path])
+                self._sync_folders([first, *filter(None, paths[:-1])])
 
     def make_folders(self, paths: Sequence[str]) -> None:
         levels = defaultdict(list)
@@ -160,6 +166,14 @@ class SftpFiles(Files):
         with self.told("the repository's folders"):
             for level in sorted(levels):
                 self._make(levels[level])
+            holders = {path.rpartition("/")[0] for path in paths}
+            self._sync_folders([self.path(holder) for holder in holders])
+
+    def _sync_folders(self, paths: Sequence[bytes]) -> None:
+        with closing(FolderSyncs(self._session, paths)) as folders:
+            folders.open()
+            for sync in folders.send_syncs():
+                finish_sync(self._session, sync)
 
     def _make(self, paths: Sequence[bytes]) -> None:
         """Make folders of which none lies in another, those that are missing."""
@@ -214,13 +228,20 @@ class SftpFile(NewFile):
         path: str,
         parts: Sequence[memoryview],
         size_bytes: int,
+        folders: Sequence[str],
     ) -> None:
         self._files = files
         self._session = session
         self._needed_bytes = size_bytes
         self._temporary: bytes | None = files.path(path)
         flags = sftp.OPEN_WRITE | sftp.OPEN_CREATE | sftp.OPEN_EXCLUSIVE
-        self._handle = session.handle(session.send(sftp.OPEN, self._temporary, flags, 0))
+        opening = session.send(sftp.OPEN, self._temporary, flags, 0)
+        self._folders = FolderSyncs(session, [files.path(folder) for folder in folders])
+        try:
+            self._handle = session.handle(opening)
+        except BaseException:
+            self._folders.close()
+            raise
         try:
             self._write(parts)
         except BaseException:
@@ -244,53 +265,49 @@ class SftpFile(NewFile):
                 with suppress(SyncerError):
                     session.succeed(request)
             raise
-        sync = self._send_sync()
+        sync = send_sync(session, self._handle)
         size = session.send(sftp.FSTAT, self._handle)
         _succeed_all(session, writes)
-        self._finish_sync(sync)
+        if not finish_sync(session, sync):
+            session.server.can_sync = False
         self.size_bytes = session.attributes(size).size_bytes
 
-    def _send_sync(self) -> int | None:
-        if not self._session.server.can_sync:
-            return None
-        return self._session.send(sftp.EXTENDED, b"fsync@openssh.com", self._handle)
-
-    def _finish_sync(self, request: int | None) -> None:
-        if request is None:
-            return
-        try:
-            self._session.succeed(request)
-        except StatusError as error:
-            # What fsync says where the file system has no such thing; else it has failed.
-            if error.code not in (sftp.UNSUPPORTED, sftp.BAD_MESSAGE):
-                raise
-            self._session.server.can_sync = False
-
-    def publish(self, path: str, *, replace: bool) -> None:
+    def publish(self, path: str, *, replace: bool) -> bool:
         with self._files.told(path, self._needed_bytes):
+            self._folders.open()
+            if self._temporary is None:
+                return self._finish_syncs(self._send_syncs())
             if replace:
-                self._rename_over(path)
-            else:
-                self._move_to_free_name(path)
+                return self._rename_over(path, self._temporary)
+            return self._move_to_free_name(path, self._temporary)
 
-    def _rename_over(self, path: str) -> None:
+    def _send_syncs(self) -> list[int]:
+        syncs = self._folders.send_syncs()
+        if not self._folders.are_open and (sync := send_sync(self._session, self._handle)):
+            # That takes the name along on many disks, though nobody promises it.
+            syncs.append(sync)
+        return syncs
+
+    def _finish_syncs(self, syncs: Sequence[int]) -> bool:
+        are_done = [finish_sync(self._session, sync) for sync in syncs]
+        return all(are_done) and self._session.server.can_sync and self._folders.are_open
+
+    def _rename_over(self, path: str, temporary: bytes) -> bool:
         session = self._session
-        assert self._temporary is not None, "published twice"
-        names = self._temporary, self._files.path(path)
+        names = temporary, self._files.path(path)
+        syncs = None
         if b"posix-rename@openssh.com" in session.server.extensions:
             rename = session.send(sftp.EXTENDED, b"posix-rename@openssh.com", *names)
-            sync = self._send_sync() if session.server.in_order else None
+            syncs = self._send_syncs() if session.server.in_order else None
             session.succeed(rename)
         else:
-            sync = None
             self._files.rename_over(*names)
         self._temporary = None
-        self._finish_sync(sync if sync is not None else self._send_sync())
+        return self._finish_syncs(self._send_syncs() if syncs is None else syncs)
 
-    def _move_to_free_name(self, path: str) -> None:
+    def _move_to_free_name(self, path: str, temporary: bytes) -> bool:
         session = self._session
-        assert self._temporary is not None, "published twice"
-        names = self._temporary, self._files.path(path)
+        names = temporary, self._files.path(path)
         linked = False
         if b"hardlink@openssh.com" in session.server.extensions:
             link = session.send(sftp.EXTENDED, b"hardlink@openssh.com", *names)
@@ -308,7 +325,7 @@ class SftpFile(NewFile):
                     raise ExistsError("exists already") from None
                 raise
             self._temporary = None
-        self._finish_sync(self._send_sync())
+        return self._finish_syncs(self._send_syncs())
 
     def close(self) -> None:
         # Nobody waits for these: the answers are dropped, and what a lost connection leaves
@@ -316,6 +333,7 @@ class SftpFile(NewFile):
         self._session.send(sftp.CLOSE, self._handle)
         if self._temporary is not None:
             self._session.send(sftp.REMOVE, self._temporary)
+        self._folders.close()
 
 
 class _Room:

@@ -1,8 +1,8 @@
 """Bringing dirty blocks to the remote, oldest first, by several workers.
 
 A block is clean once its object is on the remote to stay: at once where the remote syncs what it
-stores; else after a settling time, if the object is still there then. Until that, a crash of this
-process or of the server costs no more than another upload.
+stores, with its name; else after a settling time, if the object is still there then. Until that, a
+crash of this process or of the server costs no more than another upload.
 
 What a failure leads to depends on its kind. While the remote can't be reached, all workers wait for
 its `Health`. Where it can, but does not store (full, read-only), all pause, for longer each time,
@@ -114,7 +114,7 @@ class Uploads:
         if block_id is None:
             return
         try:
-            object_bytes = self._upload(block_id)
+            object_bytes, is_safe = self._upload(block_id)
         except CorruptError as error:
             self._put_aside(block_id, error)
         except SyncerError as error:
@@ -124,7 +124,7 @@ class Uploads:
             self._put_aside(block_id, error)
             raise
         else:
-            self._finish(block_id, object_bytes)
+            self._finish(block_id, object_bytes, is_safe)
 
     def kick(self) -> None:
         """There is work: look at once."""
@@ -227,13 +227,14 @@ class Uploads:
 
     # One upload, and how it ends
 
-    def _upload(self, block_id: bytes) -> int:
-        """Returns the bytes of the object, or 0 if the block was dropped meanwhile."""
+    def _upload(self, block_id: bytes) -> tuple[int, bool]:
+        """The bytes of the object, 0 if the block was dropped meanwhile; and whether it is safe
+        from a power cut of the remote."""
         content = self._blocks.local(block_id)
         if content is None:
             if self._blocks.is_dirty(block_id):
                 raise CorruptError(f"the local copy of block {block_id.hex()} is damaged or gone")
-            return 0
+            return 0, True
         try:
             header, body = codec.encode_block(content, self._blocks.seed, block_id)
         except CorruptError:
@@ -241,10 +242,9 @@ class Uploads:
             raise
         object_bytes = len(header) + len(body)
         self._stopping.wait(self.limit.take(object_bytes))
-        self._remote.put(block_key(block_id), (header, body))
-        return object_bytes
+        return object_bytes, self._remote.put(block_key(block_id), (header, body))
 
-    def _finish(self, block_id: bytes, object_bytes: int) -> None:
+    def _finish(self, block_id: bytes, object_bytes: int, is_safe: bool) -> None:
         if not object_bytes:
             with self._changed:
                 self._in_flight -= 1
@@ -258,7 +258,7 @@ class Uploads:
             self._pause_seconds = 0.0
             self._uploaded_blocks += 1
             self._uploaded_bytes += object_bytes
-            if not self._remote.durable:
+            if not is_safe:
                 due = self._clock() + self._settle_seconds
                 self._settling.append((due, block_id, object_bytes))
                 return
