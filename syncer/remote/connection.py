@@ -9,6 +9,7 @@ blocks those who send.
 
 from __future__ import annotations
 
+import math
 import struct
 import threading
 import time
@@ -127,6 +128,8 @@ class Connection:
         self._stream = stream
         self._timeout_seconds = timeout_seconds
         self.windows = windows or Windows()
+        self.round_trip_seconds = math.inf
+        """How long the server's answer to a first small question took, if there was one."""
         self._sending = threading.Lock()
         """Held while bytes go out; comes before the other lock."""
         self._lock = threading.Lock()

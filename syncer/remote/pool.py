@@ -18,14 +18,22 @@ CALLERS = 8
 """At once on one connection: while one waits for its round trips, the others keep it busy. More
 would only queue up behind each other's blocks."""
 CROWD = 6
-"""With so many callers on each connection for `CROWDED_SECONDS` a further one is opened. It costs
-both ends some tenths of a second of work, which only a long transfer gives back, over a link that
-several callers don't fill."""
+"""With so many callers on each connection for `CROWDED_SECONDS` a further one is opened, if all
+together move less than `QUICK_BYTES_PER_SECOND`. Opening one costs both ends more than a tenth of a
+second of work, as much as 40 MB of encrypted data. That pays where round trips or a slow disk of
+the server's keep them waiting, and not where the processors or the line are what is busy."""
 CROWDED_SECONDS = 0.5
+QUICK_BYTES_PER_SECOND = 64 << 20
 OPENING_AT_ONCE = 2
 """Servers drop connections when many are not logged in yet (MaxStartups 10:30:100)."""
 READY = 4
 """Connections that `prepare` opens: one for urgent callers, the others for all."""
+READY_AT_ONCE = 2
+"""So many of these at once, since the first reads after a start want the processors; the others
+after `LATER_SECONDS` each. Over a line whose round trip is longer than `NEAR_SECONDS` all at once:
+there, opening is waiting, and one connection does not fill it (OpenSSH has 2 MiB under way)."""
+LATER_SECONDS = 5.0
+NEAR_SECONDS = 0.01
 REOPEN_AFTER_SECONDS = 10.0
 """How long to make do with what is open after a further connection was refused."""
 IDLE_SECONDS = 60.0
@@ -58,14 +66,37 @@ class _Line:
             self.ordinary += change
 
 
+class Crowd:
+    """Tells when those who share connections would be better off with one more."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._moved_bytes = 0
+
+    def needs_more(self, callers: int, moved_bytes: int, now: float) -> bool:
+        """With so many callers on the emptiest connection, and so much moved by all until now."""
+        if callers < CROWD:
+            self._since = None
+            return False
+        if self._since is None:
+            self._since, self._moved_bytes = now, moved_bytes
+            return False
+        seconds = now - self._since
+        if seconds <= CROWDED_SECONDS:
+            return False
+        is_quick = moved_bytes - self._moved_bytes >= QUICK_BYTES_PER_SECOND * seconds
+        self._since, self._moved_bytes = now, moved_bytes
+        return not is_quick
+
+
 class Pool:
     """Lends connections. May be used from several threads.
 
     A caller gets the first of these that there is:
 
     1. a connection that nobody uses,
-    2. the one with the fewest callers; if all stay crowded, a thread opens a further one meanwhile,
-    3. a new one, for which it waits.
+    2. the one with the fewest callers; if all stay crowded and slow, a thread opens a further one,
+    3. a new one, for which it waits; where there are some, all full, only if they stay slow.
 
     Ordinary callers together use at most all but `RESERVED` of the connections that there may be,
     and all but one of those that are open. An urgent caller shares one with them only where there
@@ -84,7 +115,7 @@ class Pool:
         # The condition guards everything below.
         self._lines: list[_Line] = []  # those that were used last are at the end
         self._opening = 0
-        self._crowded_since: float | None = None
+        self._crowd = Crowd()
         self._open_after = 0.0
         self._failures = 0
         self._last_failure: SyncerError = OfflineError("")
@@ -128,7 +159,7 @@ class Pool:
                 while True:
                     self._raise_if_closed()
                     line = self._find_idle(urgent) or self._find_shared(urgent)
-                    may_open = self._needs_more(line) and self._may_open(urgent)
+                    may_open = self._needs_more(line, urgent) and self._may_open(urgent)
                     self._opening += may_open
                     if line is not None or may_open:
                         break
@@ -151,19 +182,17 @@ class Pool:
         used = sum(line.ordinary > 0 for line in self._lines)
         return used < min(self._ordinary_limit, max(1, len(self._lines) - 1))
 
-    def _needs_more(self, best: _Line | None) -> bool:
+    def _needs_more(self, best: _Line | None, urgent: bool) -> bool:
         """Whether there are too few connections, if this is the best that there is."""
-        if best is None:
+        if best is not None:
+            callers = best.callers
+        elif any(bool(line.ordinary) is not urgent for line in self._lines):
+            # There are some for such callers, all full.
+            callers = CALLERS
+        else:
             return True
-        now = time.monotonic()
-        if best.callers < CROWD:
-            self._crowded_since = None
-        elif self._crowded_since is None:
-            self._crowded_since = now
-        elif now - self._crowded_since > CROWDED_SECONDS:
-            self._crowded_since = now
-            return True
-        return False
+        moved_bytes = self._lines[0].connection.windows.moved_bytes
+        return self._crowd.needs_more(callers, moved_bytes, time.monotonic())
 
     def _may_open(self, urgent: bool) -> bool:
         count = len(self._lines) + self._opening
@@ -199,10 +228,15 @@ class Pool:
         with suppress(SyncerError):
             while is_open:
                 with self._changed:
+                    if len(self._lines) >= READY_AT_ONCE and self._is_near():
+                        self._changed.wait_for(lambda: self._closed, LATER_SECONDS)
                     if self._closed or len(self._lines) + self._opening >= min(READY, self._limit):
                         return
                     self._opening += 1
                 is_open = self._open()
+
+    def _is_near(self) -> bool:
+        return min(line.connection.round_trip_seconds for line in self._lines) < NEAR_SECONDS
 
     def _open_in_background(self) -> None:
         def open_one() -> None:

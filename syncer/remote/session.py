@@ -13,6 +13,7 @@ this can be mended from outside.
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Sequence
 
 from ..errors import (
@@ -188,7 +189,9 @@ def open_connection(
     connection = Connection(stream, timeout_seconds, windows)
     try:
         if b"limits@openssh.com" in connection.server.extensions:
+            asked_at = time.monotonic()
             _ask_limits(connection)
+            connection.round_trip_seconds = time.monotonic() - asked_at
     except BaseException:
         connection.close()
         raise

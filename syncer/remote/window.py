@@ -44,6 +44,11 @@ class Windows:
         self.up = Window()
         self.down = Window()
 
+    @property
+    def moved_bytes(self) -> int:
+        """What was carried so far, both ways."""
+        return self.up.moved_bytes + self.down.moved_bytes
+
 
 class Window:
     """One direction of all connections to one server. May be used from several threads."""
@@ -54,11 +59,17 @@ class Window:
         # The condition guards everything below.
         self._size_bytes = FIRST_BYTES
         self._under_way_bytes = 0
+        self._moved_bytes = 0
         self._shrunk_at = self._moved_at = float("-inf")
 
     @property
     def size_bytes(self) -> int:
         return self._size_bytes
+
+    @property
+    def moved_bytes(self) -> int:
+        """What the server has answered so far."""
+        return self._moved_bytes
 
     def chunk_bytes(self, limit_bytes: int) -> int:
         """How much to put into the next request, at most `limit_bytes`."""
@@ -91,6 +102,7 @@ class Window:
         with self._changed:
             now = self._moved_at = self._clock()
             self._under_way_bytes -= sent.size_bytes
+            self._moved_bytes += sent.size_bytes
             seconds = max(now - sent.at, 1e-6)
             fitting_bytes = int(sent.under_way_bytes / seconds * SECONDS)
             if fitting_bytes > self._size_bytes:
