@@ -24,6 +24,7 @@ from syncer.errors import MountError
 from syncer.kernel import Invalidator, answer_init, is_dying, request_of
 from syncer.metadata.tree import Node
 from syncer.mount import CODEC, Operations
+from syncer.threadstate import keep
 from syncer.vfs.caller import Caller
 from syncer.vfs.calls import Caching, Target
 
@@ -257,6 +258,7 @@ class _Common:
 
     def _wrapper(self, function: Callable[..., int | None], *arguments: Any) -> int:
         """Run a callback; only an errno leaves it."""
+        keep()
         try:
             result = function(*arguments) or 0
             if stale := self.operations.stale_paths():
