@@ -30,6 +30,7 @@ from syncer.vfs.calls import Caching, Target
 
 log = logging.getLogger(__name__)
 
+_CAP_ATOMIC_O_TRUNC = 1 << 3
 _CAP_SPLICE_READ = 1 << 9
 _CAP_READDIRPLUS = 1 << 13
 _CAP_READDIRPLUS_AUTO = 1 << 14
@@ -364,8 +365,10 @@ class _Calls3(_Common):
         flags = wanted.want | wanted.capable & (_CAP_READDIRPLUS | _CAP_READDIRPLUS_AUTO)
         if self.options.writeback and self.options.is_writer:
             flags |= wanted.capable & _CAP_WRITEBACK_CACHE
-        # Data is wanted in memory, not in a pipe; and the kernel clears suid bits by chmod.
-        wanted.want = flags & ~(_CAP_SPLICE_READ | _CAP_HANDLE_KILLPRIV)
+        # Data is wanted in memory, not in a pipe; the kernel clears suid bits by chmod; and between
+        # an open with O_TRUNC and the truncation it looks whether the file is a running program.
+        unwanted = _CAP_SPLICE_READ | _CAP_HANDLE_KILLPRIV | _CAP_ATOMIC_O_TRUNC
+        wanted.want = flags & ~unwanted
         wanted.max_write = _MAX_WRITE_BYTES
         wanted.max_background = _MAX_BACKGROUND
         wanted.congestion_threshold = _CONGESTED_BACKGROUND

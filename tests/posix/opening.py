@@ -6,9 +6,10 @@ import errno
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.posix.case import CONTENT, case, opened, permissions, umask
+from tests.posix.case import CONTENT, Call, case, opened, permissions, umask
 
 
 def _open(name: str, flags: int) -> object:
@@ -60,6 +61,23 @@ def _execute_while_open(place: Path) -> None:
     shutil.copy("/bin/true", place / "program")
     with opened(place / "program", os.O_RDWR):
         subprocess.run([place / "program"], check=True)
+
+
+def _change_running(call: Callable[[Path], object]) -> Call:
+    """The errno of a call on a running program, and whether the program is still whole."""
+
+    def check(place: Path) -> tuple[int | None, bool]:
+        program = place / "program"
+        shutil.copy("/bin/cat", program)
+        with subprocess.Popen([program], stdin=subprocess.PIPE):
+            try:
+                call(program)
+                number = None
+            except OSError as error:
+                number = error.errno
+            return number, program.read_bytes() == Path("/bin/cat").read_bytes()
+
+    return check
 
 
 def _execute(place: Path) -> int:
@@ -126,4 +144,14 @@ CASES = [
     case("execve: a program runs", _execute, 0),
     case("execve: ETXTBSY while the program is open for writing", _execute_while_open,
          fails=errno.ETXTBSY),
+    case("open: ETXTBSY for writing to a running program",
+         _change_running(lambda path: os.open(path, os.O_WRONLY)), (errno.ETXTBSY, True)),
+    case("O_TRUNC: ETXTBSY for a running program, which stays whole",
+         _change_running(lambda path: os.open(path, os.O_WRONLY | os.O_TRUNC)),
+         (errno.ETXTBSY, True)),
+    case("O_TRUNC: ETXTBSY for a running program, which stays whole, though only to be read",
+         _change_running(lambda path: os.open(path, os.O_RDONLY | os.O_TRUNC)),
+         (errno.ETXTBSY, True)),
+    case("truncate: ETXTBSY for a running program, which stays whole",
+         _change_running(lambda path: os.truncate(path, 0)), (errno.ETXTBSY, True)),
 ]  # fmt: skip
