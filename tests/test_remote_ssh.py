@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from syncer.errors import HostKeyError, LoginError, OfflineError
-from syncer.remote import parse
+from syncer.remote import open_remote, parse, ssh
 from syncer.remote.connection import DroppedError
-from syncer.remote.ssh import command, explain
+from syncer.remote.ssh import QUICK_CIPHER, command, explain, with_quick_cipher
+from tests.sshd import HOST, Sshd
 
 CHANGED = """\
 @@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
@@ -61,3 +62,72 @@ def test_the_host_can_not_be_taken_for_an_option() -> None:
     assert words[words.index("-F") + 1] == "/config"
     assert "BatchMode=yes" in words
     assert "ConnectTimeout=30" in words
+
+
+CHACHA = "chacha20-poly1305@openssh.com"
+
+
+def offered(words: list[str]) -> list[str]:
+    """The ciphers on a command line; none: it leaves them to ssh."""
+    found = [word for word in words if word.startswith("Ciphers=")]
+    return found[0].removeprefix("Ciphers=").split(",") if found else []
+
+
+def offer(config: Path) -> list[str]:
+    """What is offered to the host "box"."""
+    location = parse("sftp://me@box:2222/x")
+    return offered(with_quick_cipher(command(location, 30.0, config), location, config))
+
+
+@pytest.fixture
+def _knows_aes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssh, "_knows_aes", lambda: True)
+
+
+@pytest.mark.usefixtures("_knows_aes")
+def test_the_quick_cipher_comes_first_and_no_other_is_lost(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text("Host other\n  Ciphers aes256-ctr\n")
+    ciphers = offer(config)
+    assert ciphers[0] == QUICK_CIPHER
+    assert sorted(ciphers) == sorted(ssh._default_ciphers())
+    assert CHACHA in ciphers
+
+
+@pytest.mark.usefixtures("_knows_aes")
+@pytest.mark.parametrize(
+    "line", ["Ciphers aes256-ctr", f"Ciphers -{CHACHA}", "Ciphers ^aes256-ctr"]
+)
+def test_what_a_person_wants_of_ciphers_rules(tmp_path: Path, line: str) -> None:
+    config = tmp_path / "config"
+    config.write_text(f"Host box\n  {line}\n")
+    assert offer(config) == []
+
+
+def test_without_instructions_for_aes_ssh_chooses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh, "_knows_aes", lambda: False)
+    (tmp_path / "config").touch()
+    assert offer(tmp_path / "config") == []
+
+
+@pytest.mark.usefixtures("_knows_aes")
+def test_a_config_that_ssh_refuses_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text("Nonsense yes\n")
+    assert offer(tmp_path / "config") == []
+
+
+@pytest.mark.usefixtures("_knows_aes")
+@pytest.mark.parametrize("cipher", [QUICK_CIPHER, CHACHA])
+def test_a_server_that_takes_one_cipher_is_reached_by_it(tmp_path: Path, cipher: str) -> None:
+    with Sshd(f"Ciphers {cipher}") as server:
+        remote = open_remote(f"{HOST}:{tmp_path}/there", ssh_config=server.config)
+        remote.make_folders()
+        remote.close()
+        other = CHACHA if cipher == QUICK_CIPHER else QUICK_CIPHER
+        server.config.write_text(f"{server.config.read_text()}  Ciphers {other}\n")
+        refused = open_remote(f"{HOST}:{tmp_path}/there", ssh_config=server.config)
+        with pytest.raises(OfflineError):
+            refused.make_folders()
+        refused.close()
