@@ -58,6 +58,7 @@ LOCAL_DAMAGE = {
     "patch of nothing": ["INSERT INTO patch VALUES(77, 1, 0, x'00', 1, 1)"],
     "leftover of an undone change": ["INSERT INTO undo_file VALUES(77, 1, 0, 0)"],
     "wrong count of blocks": [f"UPDATE node SET blocks = 7 WHERE id = {_ISLAND}"],
+    "wrong count of past blocks": ["UPDATE node_past SET blocks = 7"],
     "named garbage": ["INSERT INTO garbage SELECT id, 1 FROM block WHERE dirty IS NULL LIMIT 1"],
     "pin of nothing": ["INSERT INTO pin(node) VALUES(77)"],
     "published change in the outbox": ["INSERT INTO outbox VALUES(1, 1, x'')"],

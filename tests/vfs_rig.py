@@ -198,6 +198,19 @@ class VfsRig(Rig):
             ids = split_ids(data) if run >= 0 else [data]
             counts[node] += sum(bool(block_id.strip(b"\0")) or run < 0 for block_id in ids if data)
         assert dict(self.db.query("SELECT id, blocks FROM node")) == counts
+        for number, died, blocks in self.db.query(
+            "SELECT id, died, blocks FROM node_past WHERE blocks IS NOT NULL"
+        ):
+            held = self.db.query(
+                "SELECT run, data FROM content WHERE node = ?1 AND born < ?2 UNION ALL"
+                " SELECT run, data FROM content_past"
+                " WHERE node = ?1 AND born < ?2 AND died >= ?2",
+                (number, died),
+            )
+            assert blocks == sum(
+                bool(data) if run < 0 else sum(key != HOLE for key in split_ids(data))
+                for run, data in held
+            )
 
     # History
 

@@ -43,6 +43,8 @@ def _end_sql(table: Table) -> tuple[str, str]:
     width = len(table.key)
     where = " AND ".join(f"{column} = ?{number}" for number, column in enumerate(table.key, 1))
     columns = (*table.key, "born", *table.values)
+    if table is NODE:
+        columns = (*columns, "blocks")
     move = (
         f"INSERT INTO {table.name}_past({', '.join(columns)}, died) SELECT {', '.join(columns)},"
         f" ?{width + 1} FROM {table.name} WHERE {where} AND born < ?{width + 1}"

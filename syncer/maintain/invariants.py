@@ -17,7 +17,7 @@ from syncer.maintain.named import path_of
 from syncer.maintain.totals import wrong_totals
 from syncer.metadata.contents import RUN_BLOCKS
 from syncer.metadata.db import Reader, Row
-from syncer.metadata.schema import COUNTED_BLOCKS
+from syncer.metadata.schema import COUNTED_BLOCKS, WRONG_PAST_BLOCKS
 from syncer.metadata.tree import ROOT, node_base
 
 _KIND = stat.S_IFMT(0o177777)
@@ -289,8 +289,16 @@ LEFTOVERS = (
         "the number of its blocks is wrong",
     ),
     Leftover(
+        "wrong count of past blocks",
+        WRONG_PAST_BLOCKS,
+        f"UPDATE node_past SET blocks = NULL WHERE (id, died) IN ({WRONG_PAST_BLOCKS})",
+        "the number of the blocks that it had until epoch {1} is wrong",
+    ),
+    Leftover(
         "pin of nothing",
-        "SELECT node FROM pin WHERE node NOT IN (SELECT id FROM node)",
+        # Until pins have been gone through, those of what was removed are there still.
+        "SELECT node FROM pin WHERE node NOT IN (SELECT id FROM node)"
+        " AND NOT EXISTS (SELECT 1 FROM meta WHERE key = 'pins_stale' AND value = 1)",
         "DELETE FROM pin WHERE node NOT IN (SELECT id FROM node)",
         "it is pinned, and is not there",
     ),
@@ -317,7 +325,7 @@ def check_local(reader: Reader, report: Report, progress: Progress) -> None:
         report.found("wrong total", f"{column} is {said} and should be {true}")
     for leftover in LEFTOVERS:
         for row in reader.query(leftover.sql):
-            report.found(leftover.kind, f"number {row[0]}: {leftover.text}")
+            report.found(leftover.kind, f"number {row[0]}: {leftover.text.format(*row)}")
     values: dict[str, Any] = dict(reader.query("SELECT key, value FROM meta"))
     for epoch, node, name in reader.query(missing_from_outbox(values["published"])):
         shown = name.decode("utf-8", "replace")

@@ -26,8 +26,8 @@ class Contents:
     def __init__(self, db: Database, epochs: Epochs) -> None:
         self._db = db
         self._epochs = epochs
-        #: Told of each change of column node.blocks: (node, by how many); set by the tree.
-        self.on_count: Callable[[int, int], None] = lambda node_id, change: None
+        #: Changes the count of a node's blocks: (node, by how many); set by the tree.
+        self.count_blocks: Callable[[int, int], None] = lambda node_id, change: None
 
     def run(self, node_id: int, run: int) -> bytes:
         """The packed ids of one run of a file's blocks, without trailing holes."""
@@ -213,8 +213,7 @@ class Contents:
 
     def _count_blocks(self, node_id: int, change: int) -> None:
         if change:
-            self._db.execute("UPDATE node SET blocks = blocks + ? WHERE id = ?", (change, node_id))
-            self.on_count(node_id, change)
+            self.count_blocks(node_id, change)
 
     # Patches
 

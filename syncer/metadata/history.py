@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 from syncer.codec import HOLE, split_ids
 from syncer.errors import MissingError
-from syncer.metadata.contents import INLINE_RUN, Contents, filled_blocks
-from syncer.metadata.db import Database, Row
+from syncer.metadata.contents import INLINE_RUN, Contents
+from syncer.metadata.db import Database
 from syncer.metadata.schema import FILLED_BLOCKS
 from syncer.metadata.tree import OWN_XATTRS, ROOT, Node
 
@@ -32,11 +32,17 @@ _LAST_RUN = 1 << 62
 _COLUMNS = (
     "id, born, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, btime_ns, target"
 )
-#: The present has a column for it, of which nobody knows what it was then.
+_PAST_COLUMNS = ", ".join(f"past.{column}" for column in _COLUMNS.split(", "))
+#: A past row's count of blocks; where it is not known, it is counted.
 _BLOCKS_THEN = f"""
-(SELECT {FILLED_BLOCKS} FROM content WHERE content.node = past.id AND born <= ?3)
-+ (SELECT {FILLED_BLOCKS} FROM content_past AS content
-   WHERE content.node = past.id AND born <= ?3 AND died > ?3)
+coalesce(past.blocks,
+  (SELECT {FILLED_BLOCKS} FROM content WHERE content.node = past.id AND born <= ?3)
+  + (SELECT {FILLED_BLOCKS} FROM content_past AS content
+     WHERE content.node = past.id AND born <= ?3 AND died > ?3))
+"""
+_PAST_NODE = f"""
+SELECT {_PAST_COLUMNS}, {_BLOCKS_THEN} FROM node_past AS past
+WHERE id = ?1 AND died > ?3 ORDER BY died LIMIT 1
 """
 #: Each entry is in one half: the lives of a node's rows do not overlap.
 _ENTRIES = f"""
@@ -48,7 +54,7 @@ WITH entry(name, node) AS (
   ORDER BY 1 LIMIT ?4)
 SELECT entry.name, node.* FROM entry JOIN node ON node.id = entry.node AND node.born <= ?3
 UNION ALL
-SELECT entry.name, {_COLUMNS.replace(", ", ", past.").replace("id", "past.id", 1)}, {_BLOCKS_THEN}
+SELECT entry.name, {_PAST_COLUMNS}, {_BLOCKS_THEN}
 FROM entry JOIN node_past AS past
   ON past.id = entry.node AND past.died > ?3 AND past.born <= ?3
 """
@@ -120,22 +126,11 @@ class History:
         )
         if row is not None:
             return Node(*row)
-        row = self._db.query_one(
-            f"SELECT {_COLUMNS} FROM node_past WHERE id = ? AND died > ? ORDER BY died LIMIT 1",
-            (node_id, epoch),
-        )
+        row = self._db.query_one(_PAST_NODE, (node_id, None, epoch))
         if row and row[1] <= epoch:
-            return self._past_node(row, epoch)
+            return Node(*row)
         self.require(epoch)
         return None
-
-    def _past_node(self, row: Row, epoch: int) -> Node:
-        """A node of a row without a count of blocks, which only the present has."""
-        node = Node(*row)
-        if not node.is_file or not node.size:
-            return node
-        rows = self._db.query(_RUNS, (node.id, epoch, INLINE_RUN, _LAST_RUN))
-        return node.changed(blocks=sum(filled_blocks(run, data) for run, data in rows))
 
     def require(self, epoch: int) -> None:
         """Raise PrunedError if an epoch is not kept.

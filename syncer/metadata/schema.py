@@ -6,7 +6,7 @@ brings a database of the version before to it.
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 # What both a new database and an older one get.
 _PINS = """
@@ -31,17 +31,36 @@ BEGIN
 END;
 """
 
-#: How many blocks some rows of a content have: places but holes, and a tiny file as one.
-FILLED_BLOCKS = """
-coalesce(sum(CASE WHEN run < 0 THEN length(data) > 0
+#: How many blocks a row of a content has: places but holes, and a tiny file as one.
+FILLED_IN_ROW = """
+CASE WHEN run < 0 THEN length(data) > 0
   WHEN instr(data, zeroblob(16)) = 0 THEN length(data) / 16 ELSE
   (WITH RECURSIVE place(at) AS
      (SELECT 1 UNION ALL SELECT at + 16 FROM place WHERE at + 16 <= length(data))
    SELECT count(*) FROM place WHERE substr(data, at, 16) NOT IN (x'', zeroblob(16)))
-END), 0)
+END
 """
+#: The same of some rows.
+FILLED_BLOCKS = f"coalesce(sum({FILLED_IN_ROW}), 0)"
 #: What column node.blocks must be, from the rows of table content.
 COUNTED_BLOCKS = f"(SELECT {FILLED_BLOCKS} FROM content WHERE content.node = node.id)"
+
+#: Which past versions of files have a wrong count: (id, died). Along each file's epochs: its rows
+#: add their blocks where their lives begin, and take them where they end.
+WRONG_PAST_BLOCKS = f"""
+SELECT id, died FROM (
+  SELECT id, died, said, sum(change) OVER (PARTITION BY id ORDER BY epoch, died) AS counted FROM (
+    SELECT id, died - 1 AS epoch, died, blocks AS said, 0 AS change FROM node_past
+    WHERE blocks IS NOT NULL
+    UNION ALL
+    SELECT node, born, 0, NULL, {FILLED_IN_ROW} FROM content_past
+    UNION ALL
+    SELECT node, died, 0, NULL, -({FILLED_IN_ROW}) FROM content_past
+    UNION ALL
+    SELECT node, born, 0, NULL, {FILLED_IN_ROW} FROM content
+    WHERE EXISTS (SELECT 1 FROM node_past WHERE id = content.node)))
+WHERE said != counted
+"""
 
 _GARBAGE = """
 CREATE TABLE garbage(          -- blocks that nothing names, and that the remote is losing; to name
@@ -79,6 +98,7 @@ INSERT INTO provisional SELECT parent, name, node FROM orphan WHERE name IS NOT 
 ALTER TABLE orphan DROP COLUMN parent;
 ALTER TABLE orphan DROP COLUMN name;
 """,
+    5: "ALTER TABLE node_past ADD COLUMN blocks INTEGER;",
 }
 
 SCHEMA = (
@@ -115,13 +135,14 @@ CREATE TABLE node(             -- a file, directory, symlink, fifo, socket or de
   btime_ns INTEGER NOT NULL,   -- birth
   target BLOB,                 -- of a symlink, else NULL
   blocks INTEGER NOT NULL DEFAULT 0 -- of a file: its blocks that are no holes; the bytes of a tiny
-                               -- file count as one. Follows from content: neither past nor sent
+                               -- file count as one. Follows from content, so it is not sent
 );
 CREATE TABLE node_past(
   id INTEGER NOT NULL, born INTEGER NOT NULL, died INTEGER NOT NULL,
   mode INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL, rdev INTEGER NOT NULL,
   nlink INTEGER NOT NULL, size INTEGER NOT NULL, atime_ns INTEGER NOT NULL,
   mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, btime_ns INTEGER NOT NULL, target BLOB,
+  blocks INTEGER,              -- NULL: not known, since another machine's or an older version's
   PRIMARY KEY(id, died)
 ) WITHOUT ROWID;
 

@@ -42,7 +42,7 @@ _NODE_COLUMNS = (
 )
 _PAST_NODE = (
     "INSERT INTO node_past SELECT id, born, ?, mode, uid, gid, rdev, nlink, size, atime_ns,"
-    " mtime_ns, ctime_ns, btime_ns, target FROM node WHERE id = ?"
+    " mtime_ns, ctime_ns, btime_ns, target, blocks FROM node WHERE id = ?"
 )
 
 
@@ -104,7 +104,7 @@ class Tree:
         #: Counts the changes of names; a directory listing that spans calls compares it.
         self.name_changes = 0
         self.aliases = Aliases()
-        contents.on_count = self._on_count
+        contents.count_blocks = self._count_blocks
         db.on_rollback(self.forget)
 
     def transaction(self) -> AbstractContextManager[None]:
@@ -174,14 +174,6 @@ class Tree:
             (parent, after, limit),
         )
         return [(row[0], Node(*row[1:])) for row in rows]
-
-    def all_entries(self, parent: int) -> list[Node]:
-        """The nodes of all entries of a directory."""
-        rows = self._db.query(
-            "SELECT node.* FROM name JOIN node ON node.id = name.node WHERE name.parent = ?",
-            (parent,),
-        )
-        return [Node(*row) for row in rows]
 
     def is_empty(self, directory: int) -> bool:
         return not self._db.query_one("SELECT 1 FROM name WHERE parent = ? LIMIT 1", (directory,))
@@ -268,8 +260,7 @@ class Tree:
         with self._db.transaction():
             before = self.node(node.id)
             assert before is not None
-            if before.born != self._epochs.open:
-                self._db.execute(_PAST_NODE, (self._epochs.open, node.id))
+            self._keep_past(before)
             self._epochs.touch(node.id)
             self._overwrite(node._replace(born=self._epochs.open, blocks=before.blocks))
             is_resized = node.size != before.size
@@ -300,10 +291,22 @@ class Tree:
         )
         self._remember(node)
 
-    def _on_count(self, node_id: int, change: int) -> None:
-        node = self._nodes.get(node_id)
-        if node is not None:
-            self._nodes[node_id] = node._replace(blocks=node.blocks + change)
+    def _keep_past(self, node: Node) -> None:
+        """Before a change of a node's row: copy what it was to the past, if it was that before
+        this epoch. The caller makes it one that was born in this epoch."""
+        if node.born != self._epochs.open:
+            self._db.execute(_PAST_NODE, (self._epochs.open, node.id))
+
+    def _count_blocks(self, node_id: int, change: int) -> None:
+        node = self.node(node_id)
+        assert node is not None
+        # Its past keeps the count that it had.
+        self._keep_past(node)
+        self._db.execute(
+            "UPDATE node SET blocks = blocks + ?, born = ? WHERE id = ?",
+            (change, self._epochs.open, node_id),
+        )
+        self._remember(node._replace(born=self._epochs.open, blocks=node.blocks + change))
 
     def set_atime(self, node_id: int, atime_ns: int) -> None:
         """Record a reading: in place, without a version."""
@@ -436,8 +439,10 @@ class Tree:
         dropped = self._contents.end(node.id, INLINE_RUN)
         self._contents.drop_patches(node.id)
         self._end_rows("xattr", "node, name, born, {}, value", node.id)
-        if node.born != self._epochs.open:
-            self._db.execute(_PAST_NODE, (self._epochs.open, node.id))
+        # As the end of its contents has left it.
+        before = self.node(node.id)
+        assert before is not None
+        self._keep_past(before)
         self._db.execute("DELETE FROM node WHERE id = ?", (node.id,))
         self._db.execute(
             "UPDATE usage SET nodes = nodes - 1, file_bytes = file_bytes - ?",

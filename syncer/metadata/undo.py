@@ -235,6 +235,7 @@ class Undo:
                 self._db.execute(f"DELETE FROM {table} WHERE node = ?", (node_id,))
         done.files.append(node_id)
         done.needed |= self._named(node_id)
+        self._forget_counts(node_id)
         for table, condition in (("node", ""), ("node_past", f" AND born > {safe}")):
             self._db.execute(
                 f"UPDATE {table} SET size = ?, mtime_ns = ? WHERE id = ?{condition}",
@@ -289,6 +290,10 @@ class Undo:
         )
         return int(row[0]) if row else 0
 
+    def _forget_counts(self, node_id: int) -> None:
+        """What its versions held is another now; who wants to know how many blocks, counts."""
+        self._db.execute("UPDATE node_past SET blocks = NULL WHERE id = ?", (node_id,))
+
     def _mend_past(self, node_id: int, damaged: set[bytes], durable: int) -> set[bytes]:
         """Where the past names damaged blocks, let it be as it was before that."""
         found: set[bytes] = set()
@@ -301,6 +306,7 @@ class Undo:
             if not bad:
                 continue
             found |= bad
+            self._forget_counts(node_id)
             key = node_id, run, died
             before = self._db.query_one(
                 "SELECT data FROM content_past WHERE node = ? AND run = ? AND died = ?",
