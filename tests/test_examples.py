@@ -159,6 +159,36 @@ def test_warn_when_not_safe_tells_a_failure_from_safety(tmp_path: Path, programs
     assert caught.value.status > 1
 
 
+def test_pin_thumbnails_keeps_the_small_pictures_without_the_server(
+    mount: Mount, programs: Path
+) -> None:
+    small = os.urandom(20_000)
+    thumbnails = [mount.path / "2019" / ".thumbnails", mount.path / "a b" / "@eaDir" / "below"]
+    for folder in thumbnails:
+        folder.mkdir(parents=True)
+        (folder / "photo.jpg").write_bytes(small)
+    photo = mount.path / "2019" / "photo.jpg"
+    photo.write_bytes(os.urandom(BLOCK))
+    mount.evict()
+    said = run("pin-thumbnails.sh", programs, mount.path).splitlines()
+    for path in ("/2019/.thumbnails", "/a b/@eaDir"):
+        assert any(line.endswith(path) for line in said), said
+    later = thumbnails[0] / "later.jpg"
+    later.write_bytes(small)
+    mount.evict()
+    mount.remount()
+    remote = Path(mount.remote)
+    remote.rename(remote.with_name("away"))
+    try:
+        for file in (*(folder / "photo.jpg" for folder in thumbnails), later):
+            assert file.read_bytes() == small
+        with pytest.raises(OSError):
+            photo.read_bytes()
+    finally:
+        remote.with_name("away").rename(remote)
+    run("pin-thumbnails.sh", programs, mount.path, "nothing has this name")
+
+
 @pytest.mark.slow(15)
 def test_real_input_says_that_everything_came_back(tmp_path: Path, programs: Path) -> None:
     library = tmp_path / "library"
