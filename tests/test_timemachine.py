@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from syncer.process.folder import DataFolder
 from tests.mounted import BINDINGS, CommandError, Mount, mounted, syncer
 
 pytestmark = pytest.mark.fuse
@@ -147,9 +148,11 @@ def test_a_folder_goes_back_as_a_whole(mount: Mount) -> None:
     (top / "tiny").write_bytes(b"another")
     (top / "new").write_bytes(b"new")
     os.unlink(top / "fifo")
+    mount.run("pin", top)
     mount.run("restore", top, "--at", "before")
     assert tree_of(top) == before
     assert sorted(os.listdir(mount.path)) == ["top"]
+    assert mount.run("pins", mount.path).splitlines()[0].split()[-1] == "/top"
 
 
 def test_differences_are_told_by_kind(mount: Mount) -> None:
@@ -247,8 +250,6 @@ def test_the_past_can_be_asked_about_without_a_mount(mount: Mount, tmp_path: Pat
     mount.umount()
     assert [mount.run(command, mount.data / path) for command, path in asked] == told
     assert mount.run("diff", mount.data / "folder", "then").splitlines() == ["- /folder/letter"]
-    with pytest.raises(CommandError, match="is not mounted, and restore works within a mount"):
-        mount.run("restore", mount.data / "folder" / "letter", "--at", "then")
     with pytest.raises(CommandError, match="neither a data directory nor mounted"):
         mount.run("restore", letter, "--at", "then")
     mount.mount()
@@ -259,6 +260,37 @@ def test_the_past_can_be_asked_about_without_a_mount(mount: Mount, tmp_path: Pat
     (tmp_path / "elsewhere" / "config").write_text("[core]")
     with pytest.raises(CommandError, match="neither a data directory nor mounted"):
         mount.run("versions", tmp_path / "elsewhere" / "file")
+
+
+def test_a_folder_goes_back_where_nobody_has_it_mounted(mount: Mount) -> None:
+    top = mount.path / "top"
+    fill(top)
+    before = tree_of(top)
+    mount.run("pin", top)
+    mount.run("snapshot", mount.path, "then")
+    (top / "tiny").write_bytes(b"another")
+    os.unlink(top / "link")
+    (top / "new" / "below").mkdir(parents=True)
+    (top / "new" / "below" / "file").write_bytes(BIG[:-1])
+    data = mount.data
+    mount.umount()
+    with DataFolder(data).lock(), pytest.raises(CommandError, match="is in use by") as error:
+        mount.run("restore", data / "top", "--at", "then")
+    assert error.value.status == 12
+    with pytest.raises(CommandError) as error:
+        mount.run("restore", data / "top", "--at", "then", "--to", data / "top" / "tiny")
+    assert error.value.status == 16
+    mount.run("restore", data / "top", "--at", "then", "--to", data / "again")
+    assert "restored" in mount.run("restore", data / "top", "--at", "then")
+    assert mount.run("fsck", data, "--remote").startswith("No damage")
+    assert mount.run("pins", data).splitlines()[0].split()[-1] == "/top"
+    mount.mount()
+    assert sorted(os.listdir(mount.path)) == ["again", "top"]
+    assert tree_of(top) == tree_of(mount.path / "again") == before
+    # What was replaced is in the history, at whatever moments there are.
+    moments = sorted((mount.path / ".snapshots").iterdir())
+    held = [(then / "top" / "new" / "below" / "file") for then in moments]
+    assert BIG[:-1] in [file.read_bytes() for file in held if file.exists()]
 
 
 @on_both

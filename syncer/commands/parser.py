@@ -351,7 +351,9 @@ def _add_past(add: _Add) -> None:
     snapshot.add_argument("name", metavar="NAME", help="a name that is not taken yet")
     snapshot.add_argument("--remove", action="store_true", help="take this name away")
     snapshots.add_argument("--json", action="store_true", help="for programs: a list of objects")
-    versions.add_argument("file", metavar="FILE", help="a file in a mount, there now or not")
+    versions.add_argument(
+        "file", metavar="FILE", help="in a mount, or data/photos/a.jpg; there now or not"
+    )
     deleted.add_argument("path", nargs="?", metavar="PATH", help="a folder, from TARGET's path on")
     diff.add_argument("when", metavar="WHEN", help=_WHEN)
     diff.add_argument("when2", nargs="?", metavar="WHEN2", help="likewise (default: latest)")
@@ -363,7 +365,9 @@ def _add_past(add: _Add) -> None:
         "syncer restore mnt/letter.odt --at 'yesterday 18:00'",
         "Needs no room and no download. What is at PATH is replaced, and stays in the history.",
     )
-    restore.add_argument("path", metavar="PATH", help="a path in a mount, there now or not")
+    restore.add_argument(
+        "path", metavar="PATH", help="in a mount, or data/photos/a.jpg; there now or not"
+    )
     restore.add_argument("--at", required=True, metavar="WHEN", help=_WHEN)
     restore.add_argument("--to", metavar="DEST", help="put it there instead; a path that is free")
     _add_prune(add)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import json
 import os
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from syncer.commands import report
-from syncer.commands.target import ask, no_progress, resolve
+from syncer.commands.target import ask, no_progress, resolve, run_here
 from syncer.errors import AccessError, ExistsError, UsageError
-from syncer.process import mounts
+from syncer.process import control, mounts
+from syncer.process.control import NoProcessError
 from syncer.process.folder import DataFolder
 from syncer.values import parse_duration
 
@@ -106,34 +108,30 @@ def restore(arguments: argparse.Namespace) -> int:
     """``syncer restore``"""
     source, target = resolve(arguments.path), resolve(arguments.to or arguments.path)
     if source.folder.path != target.folder.path:
-        raise UsageError("restore works within one mount; name paths in it")
-    mount = _mount_of(target.folder)
-    place = mount.mountpoint / target.path.lstrip("/")
-    if arguments.to and os.path.lexists(place):
-        raise ExistsError(f"{arguments.to} exists already; name a place that is free")
-    done = ask(
-        source.folder,
-        "restore",
-        no_progress,
-        path=source.path,
-        when=arguments.at,
-        to=target.path,
-    )
-    # Through the kernel, which knows what is there and what is not, and would not learn otherwise.
-    _put_in_place(mount.mountpoint / done["made"].lstrip("/"), place)
+        raise UsageError("restore works within one collection; name paths in it")
+    words: dict[str, Any] = {"path": source.path, "when": arguments.at, "to": target.path}
+    done: dict[str, Any] | None = None
+    if mountpoint := _mountpoint_of(target.folder):
+        place = mountpoint / target.path.lstrip("/")
+        if arguments.to and os.path.lexists(place):
+            raise ExistsError(f"{arguments.to} exists already; name a place that is free")
+        # What a crash has left behind is no mount any more.
+        with contextlib.suppress(NoProcessError):
+            done = control.call(source.folder.socket, "restore", words, no_progress)
+            # Through the kernel, which knows what is there, and would not learn otherwise.
+            _put_in_place(mountpoint / done["made"].lstrip("/"), place)
+    if done is None:
+        # Under the data directory's lock, so that nobody mounts it meanwhile.
+        words["replaces"] = not arguments.to
+        done = run_here(source.folder, "put_back", no_progress, **words)
     print(f"restored {arguments.to or arguments.path}: {report.restored(done)}")
     return 0
 
 
-def _mount_of(folder: DataFolder) -> mounts.Mount:
-    """Where the present of a data directory is mounted."""
+def _mountpoint_of(folder: DataFolder) -> Path | None:
+    """Where the present of a data directory is mounted, if it is."""
     found = [mount for mount in mounts.our_mounts() if mount.data == folder.path and not mount.at]
-    if not found:
-        raise UsageError(
-            f"{folder.path} is not mounted, and restore works within a mount; first: syncer mount"
-            f" {folder.path} MOUNTPOINT"
-        )
-    return found[-1]
+    return found[-1].mountpoint if found else None
 
 
 def _put_in_place(made: Path, place: Path) -> None:

@@ -54,9 +54,16 @@ def ask(
     try:
         return control.call(folder.socket, command, arguments, on_progress)
     except NoProcessError:
-        from syncer.process.alone import run_alone
+        return run_here(folder, command, on_progress, **arguments)
 
-        return run_alone(folder, command, arguments, on_progress)
+
+def run_here(
+    folder: DataFolder, command: str, on_progress: Progress, **arguments: Any
+) -> dict[str, Any]:
+    """Run a command in this process. Raises BusyError if another one has the data directory."""
+    from syncer.process.alone import run_alone
+
+    return run_alone(folder, command, arguments, on_progress)
 
 
 def no_progress(state: dict[str, Any]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from typing import Any
 
 from syncer.config import Config
-from syncer.process.control import Progress
+from syncer.process.control import Handler, Progress
 from syncer.process.daemon import commands_of
 from syncer.process.engine import Engine
 from syncer.process.folder import DataFolder
@@ -22,7 +24,19 @@ _MOVES_DATA = (
     "unsnapshot",
     "prune",
     "moment",
+    "put_back",
 )
+
+
+def _put_back(engine: Engine, given: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Not for the control socket: who has a mount renames through the kernel."""
+    return engine.past.put_back(
+        os.fsencode(given["path"]),
+        given["when"],
+        os.fsencode(given["to"]),
+        progress,
+        replaces=given["replaces"],
+    )
 
 
 def run_alone(
@@ -34,6 +48,10 @@ def run_alone(
         try:
             if command in _MOVES_DATA:
                 engine.start()
-            return commands_of(engine)[command](arguments, on_progress)
+            commands: dict[str, Handler] = {
+                **commands_of(engine),
+                "put_back": partial(_put_back, engine),
+            }
+            return commands[command](arguments, on_progress)
         finally:
             engine.stop()

@@ -17,7 +17,7 @@ from typing import Any
 
 from syncer.blocks.store import Blocks
 from syncer.codec import split_ids
-from syncer.errors import AccessError, MissingError, UsageError
+from syncer.errors import AccessError, ExistsError, MissingError, UsageError
 from syncer.maintain.figures import snapshots as snapshot_figures
 from syncer.metadata.contents import RUN_BLOCKS, Contents
 from syncer.metadata.db import Database
@@ -239,8 +239,58 @@ class TimeMachine:
         parent, _ = self._place(to)
         name = b".syncer-restored-" + secrets.token_hex(8).encode()
         counts = self._copy(source, epoch, parent, name, progress)
-        above = to.rstrip(b"/").rpartition(b"/")[0]
+        above, _, replaced = to.rstrip(b"/").rpartition(b"/")
+        self._pin_as(parent, replaced, name)
         return {"made": os.fsdecode(above + b"/" + name), **counts}
+
+    def put_back(
+        self, path: bytes, moment: str, to: bytes, progress: Progress, *, replaces: bool
+    ) -> dict[str, Any]:
+        """Restore, and put it into its place: where nobody has the present mounted.
+
+        A kernel that has would go on showing what it knows. What is in the place is removed if it
+        `replaces` that, and stays in the history.
+        """
+        parent, name = self._place(to)
+        if not replaces and self._tree.lookup(parent.id, name) is not None:
+            raise ExistsError(f"{os.fsdecode(to)} exists already; name a place that is free")
+        done = self.restore(path, moment, to, progress)
+        made = os.fsencode(done["made"]).rpartition(b"/")[2]
+        with self._tree.transaction():
+            replaced = self._tree.lookup(parent.id, name)
+            if replaced is None:
+                self._tree.rename(parent.id, made, parent.id, name)
+            else:
+                self._tree.exchange(parent.id, made, parent.id, name)
+        if replaced is not None:
+            self._remove(parent.id, made, replaced)
+        self._close_epoch()
+        return done
+
+    def _remove(self, parent: int, name: bytes, number: int) -> None:
+        """Remove a name with all that is below it. A crash leaves what is not removed yet."""
+        waiting = [(parent, name, number)]
+        while waiting:
+            parent, name, number = waiting[-1]
+            with self._tree.transaction():
+                node = self._tree.node(number)
+                assert node is not None
+                below = self._tree.entries(number, b"", _BATCH) if node.is_dir else []
+                for entry, child in below:
+                    if child.is_dir:
+                        waiting.append((number, entry, child.id))
+                    else:
+                        self._blocks.unname(self._tree.unlink(number, entry, keep=False))
+                if not below:
+                    self._blocks.unname(self._tree.unlink(parent, name, keep=False))
+                    waiting.pop()
+
+    def _pin_as(self, parent: Node, replaced: bytes, made: bytes) -> None:
+        """Pin what takes the place of something pinned."""
+        before, after = (self._tree.lookup(parent.id, name) for name in (replaced, made))
+        if before is not None and after is not None and self._tree.pins.is_top(before):
+            self._tree.pins.add([after])
+            self._tree.pins.loosen()
 
     def _copy(
         self, source: Node, epoch: int, parent: Node, name: bytes, progress: Progress
