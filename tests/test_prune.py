@@ -12,6 +12,7 @@ import pytest
 
 from syncer.blocks.fetch import block_key, trash_key
 from syncer.errors import AccessError, DisplacedError, MissingError, OfflineError, UsageError
+from syncer.exchange import checkpoint
 from syncer.maintain.policy import Policy
 from syncer.metadata import pruning
 from syncer.metadata.history import PrunedError
@@ -377,7 +378,12 @@ def test_a_process_may_die_at_any_moment_and_the_next_prune_finds_the_rest() -> 
 # Other machines
 
 
-def test_a_follower_prunes_what_the_writer_pruned(rig: PruneRig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_log_gone", [False, True])
+def test_a_follower_prunes_what_the_writer_pruned(
+    rig: PruneRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_log_gone: bool
+) -> None:
+    """It was away meanwhile; for so long that a checkpoint has taken the log's place, or not."""
+    monkeypatch.setattr(checkpoint, "_GRACE_SECONDS", -1.0)
     rig.make(b"/file", OLD)
     first = rig.advance()
     rig.snapshot("kept")
@@ -388,6 +394,14 @@ def test_a_follower_prunes_what_the_writer_pruned(rig: PruneRig, tmp_path: Path)
             rig.write(b"/file", content(number + 20))
             rig.advance()
         rig.prune()
+        if is_log_gone:
+            for number in range(3):
+                rig.write(b"/later", content(number))
+                rig.publish()
+                rig.exchange.checkpoint()
+        log = [key.rpartition("/")[2] for key in rig.remote.objects if key.startswith("log/")]
+        oldest = min(int(name.partition("-")[0], 16) for name in log)
+        assert (oldest > follower.db.get_meta("published") + 1) == is_log_gone
         follower.exchange.follow()
         follower.settle()
         assert follower.state_at(first) == rig.state_at(first)

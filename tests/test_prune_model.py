@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 import stat
 from pathlib import Path
 
 import pytest
 
+from syncer.codec import BLOCK_BYTES
 from syncer.maintain.policy import Policy
 from syncer.vfs.caller import Caller
 from tests.block_rig import content
@@ -48,9 +50,14 @@ class _Model:
         steps = {
             self._write: 10,
             self._remove: 4,
+            self._rewrite: 4,
             self._rename: 3,
+            self._replace: 3,
             self._link: 2,
             self._make_folder: 1,
+            self._move_folder: 1,
+            self._make_symlink: 1,
+            self._set_mode: 1,
             self._set_xattr: 2,
             self._pass_time: 8,
             self._snapshot: 4,
@@ -86,13 +93,48 @@ class _Model:
 
     def _remove(self) -> None:
         path = self._place()
-        if self._kind(path) == stat.S_IFREG:
+        if self._kind(path) in (stat.S_IFREG, stat.S_IFLNK):
             self.rig.vfs.unlink(path)
 
     def _rename(self) -> None:
         old, new = self._place(), self._place()
         if self._kind(old) == stat.S_IFREG and self._kind(new) is None:
             self.rig.vfs.rename(old, new)
+
+    def _rewrite(self) -> None:
+        """Some bytes of a file, or its length: what a program does that keeps it open."""
+        path = self._place()
+        if self._kind(path) != stat.S_IFREG:
+            return
+        if self._random.random() < 0.3:
+            self.rig.vfs.truncate(path, self._random.choice([0, 5, 7000, 2 * BLOCK_BYTES]))
+            return
+        handle = self.rig.vfs.open(path, os.O_RDWR)
+        offset = self._random.choice([0, 100, 8990, BLOCK_BYTES + 5])
+        self.rig.vfs.write(handle, memoryview(self._random.choice(_CONTENTS)[:500]), offset)
+        self.rig.vfs.files.flush(handle)
+        self.rig.vfs.release(handle)
+
+    def _replace(self) -> None:
+        """As editors save."""
+        old, new = self._place(), self._place()
+        if self._kind(old) == self._kind(new) == stat.S_IFREG:
+            self.rig.vfs.rename(old, new)
+
+    def _move_folder(self) -> None:
+        old, new = (b"/" + self._random.choice(_NAMES) for _ in range(2))
+        if self._kind(old) == stat.S_IFDIR and self._kind(new) is None:
+            self.rig.vfs.rename(old, new)
+
+    def _make_symlink(self) -> None:
+        path = self._place()
+        if self._kind(path) is None:
+            self.rig.vfs.symlink(b"../" + self._random.choice(_NAMES), path, ME)
+
+    def _set_mode(self) -> None:
+        path = self._place()
+        if self._kind(path) == stat.S_IFREG:
+            self.rig.vfs.chmod(path, self._random.choice([0o600, 0o644, 0o755]))
 
     def _link(self) -> None:
         old, new = self._place(), self._place()
