@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import pytest
 
 from tests.mounted import BINDINGS, CommandError, Mount, mounted, syncer
 from tests.processes import command, environment, wait_for
+from tests.test_view import shown
 
 pytestmark = pytest.mark.fuse
 
@@ -110,6 +112,37 @@ def test_a_clone_of_a_pruned_collection_has_all_that_is_kept(mount: Mount, tmp_p
         with pytest.raises(CommandError) as error:
             clone.run("prune", clone.path, *_KEEP)
         assert error.value.status == 7
+
+
+def test_a_mounted_moment_that_is_pruned_is_an_error_and_nothing_wrong(mount: Mount) -> None:
+    folder = mount.path / "folder"
+    folder.mkdir()
+    (folder / "seen").write_bytes(_CONTENTS[0])
+    (folder / "unseen").write_bytes(_CONTENTS[1])
+    mount.run("snapshot", mount.path, "gone")
+    (folder / "seen").write_bytes(_CONTENTS[2])
+    (folder / "unseen").unlink()
+    mount.flush()
+    (snapshot,) = json.loads(mount.run("snapshots", mount.path, "--json"))
+    with shown(mount, "--at", "gone") as then:
+        assert (then / "folder" / "seen").read_bytes() == _CONTENTS[0]
+        mount.run("snapshot", mount.path, "gone", "--remove")
+        mount.run("prune", mount.path, *_KEEP)
+        assert stored(mount) == 1
+        for look in (
+            lambda: (then / "folder" / "unseen").read_bytes(),
+            lambda: os.listdir(then / "folder"),
+            lambda: os.listdir(then),
+        ):
+            with pytest.raises(OSError) as failed:
+                look()
+            assert failed.value.errno == errno.ESTALE
+        mount.run("umount", then)
+        with pytest.raises(CommandError, match="was pruned") as error:
+            mount.run("mount", "--at", str(snapshot["epoch"]), mount.data, then)
+        assert error.value.status == 3
+        assert "Traceback" not in str(error.value) and len(str(error.value).splitlines()) == 1
+    assert tree_of(mount.path) == {"folder/seen": _CONTENTS[2]}
 
 
 def _kill_while_pruning(tmp_path: Path, kills: int, seed: int) -> None:
