@@ -30,6 +30,9 @@ from syncer.metadata.schema import META_KEYS, SCHEMA, SCHEMA_VERSION, UPGRADES
 _PAGE_BYTES = 2048
 #: When the WAL begins anew, its file is cut to this.
 _WAL_LIMIT_BYTES = 64 << 20
+#: How much of the WAL behind its present end is to be in the page cache.
+_WAL_AHEAD_BYTES = 2 << 20
+_WAL_FRAME_HEADER_BYTES = 24
 
 Row = tuple[Any, ...]
 
@@ -90,6 +93,9 @@ class Database:
                 self._connection.close()
                 raise
         self._wal_fd = os.open(f"{path}-wal", os.O_RDWR | os.O_CLOEXEC)
+        self._frame_bytes = _WAL_FRAME_HEADER_BYTES + self._connection.pragma("page_size")
+        self._read_wal_at = 0
+        self._connection.set_wal_hook(self._read_wal_ahead)
         if is_new:
             self.sync()
         # SQLite makes a new WAL after each clean end; `sync` counts on its name as well.
@@ -288,6 +294,19 @@ class Database:
                     connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
             finally:
                 connection.close()
+
+    def _read_wal_ahead(self, connection: apsw.Connection, name: str, frames: int) -> int:
+        """After a commit: have the kernel read what will be overwritten next.
+
+        A WAL that began anew is written over its former self, and no frame fills pages of the page
+        cache exactly. Where these are no longer cached, the kernel reads each of them first, while
+        the commit waits: it takes twenty times as long.
+        """
+        end = frames * self._frame_bytes
+        if not self._read_wal_at - _WAL_AHEAD_BYTES <= end < self._read_wal_at:
+            os.posix_fadvise(self._wal_fd, end, _WAL_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+            self._read_wal_at = end + _WAL_AHEAD_BYTES // 2
+        return apsw.SQLITE_OK
 
     def wal_bytes(self) -> int:
         """What the WAL takes on the disk."""

@@ -1,0 +1,70 @@
+"""The database file and its log, as the kernel sees them."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from syncer.metadata.db import Database
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[Database]:
+    database = Database(tmp_path / "metadata.db")
+    yield database
+    database.close()
+
+
+def write(db: Database, count: int) -> None:
+    for number in range(count):
+        with db.transaction():
+            row = (number.to_bytes(4000, "big"), number)
+            db.execute("INSERT OR REPLACE INTO garbage VALUES(?, ?)", row)
+
+
+def is_cached(file: int, offset: int) -> bool:
+    """Whether a page of a file is in the page cache; to read it would bring it there."""
+    found = ctypes.c_ubyte()
+    with mmap.mmap(file, 0) as view:
+        first = ctypes.c_char.from_buffer(view)
+        address = ctypes.c_void_p(ctypes.addressof(first) + offset - offset % mmap.PAGESIZE)
+        assert ctypes.CDLL(None).mincore(address, mmap.PAGESIZE, ctypes.byref(found)) == 0
+        del first
+    return bool(found.value & 1)
+
+
+def await_cached(file: int, offset: int) -> None:
+    deadline = time.monotonic() + 60
+    while not is_cached(file, offset):
+        assert time.monotonic() < deadline, "it was not read"
+        time.sleep(0.01)
+
+
+def test_what_the_log_overwrites_next_is_read_ahead(db: Database) -> None:
+    """Else each commit would wait for the disk, once the kernel has dropped the log's pages."""
+    write(db, 1500)
+    size = db.wal_bytes()
+    assert size > 6 << 20
+    db.sync()
+    db.checkpoint()
+    file = os.open(f"{db.path}-wal", os.O_RDWR)
+    try:
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        if is_cached(file, 1 << 20):
+            pytest.skip("this file system is in memory")
+        write(db, 1)
+        await_cached(file, 1 << 20)
+        assert not is_cached(file, size - 4096), "all of the log was read"
+        # And so on, while it grows.
+        write(db, 600)
+        end = os.fstat(file).st_size
+        assert end == size, "the log did not begin anew"
+        await_cached(file, 3 << 20)
+    finally:
+        os.close(file)
