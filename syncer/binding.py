@@ -272,7 +272,7 @@ class _Common:
             log.exception("%s was interrupted", function.__name__)
             return -errno.EIO
 
-    def invalidate(self, paths: list[bytes]) -> None:
+    def invalidate(self, paths: list[bytes], *, waits: bool = True) -> None:
         """Have the kernel forget what it knows of these paths, if the binding can tell it."""
 
     def open(self, path: bytes, fip: Any) -> None:
@@ -287,13 +287,22 @@ class _Common:
         info.keep_cache = 1
 
     def read(self, path: bytes | None, buf: Any, size: int, offset: int, fip: Any) -> int:
-        return self.operations.read_into(fip.contents.fh, _memory(buf, size), offset)
+        info = fip.contents
+        # The kernel names an owner of locks where it keeps nothing of what it reads.
+        if info.lock_owner:
+            return self.operations.read_into(info.fh, _memory(buf, size), offset)
+        return self.operations.read_pages(info.fh, _memory(buf, size), offset)
 
     def write(self, path: bytes | None, buf: Any, size: int, offset: int, fip: Any) -> int:
         info = fip.contents
-        # What the kernel has gathered comes by any of the file's handles.
-        appends = bool(info.flags & os.O_APPEND) and not info.writepage
-        return self.operations.write_from(info.fh, _memory(buf, size), offset, appends)
+        if not info.writepage:
+            appends = bool(info.flags & os.O_APPEND)
+            return self.operations.write_from(info.fh, _memory(buf, size), offset, appends)
+        written = self.operations.take_pages(info.fh, _memory(buf, size), offset)
+        # The kernel can't forget these pages before this call is over; `flush` waits for it.
+        if stale := self.operations.stale_paths():
+            self.invalidate(stale, waits=False)
+        return written
 
     def _getattr(self, path: bytes | None, buf: Any, fip: Any) -> None:
         ctypes.memset(buf, 0, ctypes.sizeof(buf.contents))
@@ -381,8 +390,8 @@ class _Calls3(_Common):
         self.operations.start()
         answer_init(library, fuse, wanted)
 
-    def invalidate(self, paths: list[bytes]) -> None:
-        self._invalidator.run(paths)
+    def invalidate(self, paths: list[bytes], *, waits: bool = True) -> None:
+        self._invalidator.run(paths, waits=waits)
 
     def getattr_fuse_3(self, path: bytes | None, buf: Any, fip: Any) -> None:
         self._getattr(path, buf, fip)

@@ -124,11 +124,12 @@ class Invalidator:
         self._work: queue.SimpleQueue[tuple[list[bytes], threading.Event]] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="syncer-invalidator", daemon=True).start()
 
-    def run(self, paths: list[bytes]) -> None:
+    def run(self, paths: list[bytes], *, waits: bool) -> None:
         """Tell the kernel, and wait for it, but never long: it may be waiting for us."""
         done = threading.Event()
         self._work.put((paths, done))
-        done.wait(_INVALIDATE_SECONDS)
+        if waits:
+            done.wait(_INVALIDATE_SECONDS)
 
     def hand_over(self, paths: list[bytes]) -> bool:
         """Have the kernel write what it holds of files, and forget it; False: it takes too long.

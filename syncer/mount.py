@@ -115,13 +115,23 @@ class Operations:
     def read_into(self, handle: int, target: memoryview, offset: int) -> int:
         return self._vfs.files.read_into(handle, target, offset)
 
+    def read_pages(self, handle: int, target: memoryview, offset: int) -> int:
+        return self._vfs.files.read_into(handle, target, offset, pages=True)
+
     def write_from(self, handle: int, data: memoryview, offset: int, appends: bool) -> int:
         return self._vfs.write(handle, data, offset, self._caller, appends=appends)
+
+    def take_pages(self, handle: int, data: memoryview, offset: int) -> int:
+        return self._vfs.write(handle, data, offset, self._caller, gathered=True)
 
     def open_file(self, path: bytes, flags: int) -> tuple[int, Caching]:
         """(handle, what the kernel may cache of the file)."""
         handle = self._vfs.open(path, flags, self._caller())
-        return handle, self._vfs.caching(handle)
+        try:
+            return handle, self._vfs.caching(handle)
+        except BaseException:
+            self._vfs.release(handle)
+            raise
 
     def create_file(self, path: bytes, mode: int, flags: int) -> int:
         return self._vfs.create(path, mode, flags, self._caller())

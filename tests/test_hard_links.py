@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +60,55 @@ def test_a_write_through_one_name_is_not_lost_to_what_the_kernel_keeps_of_anothe
     content = (folder / "b").read_bytes()
     assert content == b"0123456789" + b"a" * 90 + b"XY" + b"a" * 98
     assert (folder / "a").read_bytes() == content
+
+
+@contextlib.contextmanager
+def _kept_and_not(path: Path) -> Iterator[tuple[int, int]]:
+    """Two descriptors of one name: the kernel keeps pages of the first, and none of the second,
+    which was opened when there was another name."""
+    first = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.write(first, b"a" * 8192)
+    os.link(path, f"{path}-2")
+    second = os.open(path, os.O_RDWR)
+    try:
+        yield first, second
+    finally:
+        os.close(first)
+        os.close(second)
+
+
+def test_what_the_kernel_keeps_may_come_by_a_descriptor_of_which_it_keeps_nothing(
+    folder: Path,
+) -> None:
+    """It takes any that can write. So a hand-over for that one can't be waited for."""
+    path = folder / "kept"
+    with _kept_and_not(path) as (first, second):
+        os.pwrite(first, b"X" * 10, 100)
+        assert os.pread(second, 12, 99) == b"a" + b"X" * 10 + b"a"
+        os.pwrite(first, b"Y" * 10, 5000)
+        os.fsync(first)
+        assert Path(f"{path}-2").read_bytes()[4999:5011] == b"a" + b"Y" * 10 + b"a"
+        os.pwrite(second, b"Z" * 10, 200)
+        assert os.pread(first, 12, 199) == b"a" + b"Z" * 10 + b"a"
+        os.pwrite(first, b"W" * 10, 300)
+    content = b"a" * 100 + b"X" * 10 + b"a" * 90 + b"Z" * 10 + b"a" * 90 + b"W" * 10
+    content = (content + b"a" * (5000 - len(content)) + b"Y" * 10).ljust(8192, b"a")
+    assert path.read_bytes() == Path(f"{path}-2").read_bytes() == content
+
+
+def test_a_private_map_shows_what_was_written_before_though_the_kernel_kept_it(
+    folder: Path,
+) -> None:
+    path = folder / "mapped"
+    with _kept_and_not(path) as (first, second):
+        os.pwrite(first, b"X" * 10, 100)
+        with mmap.mmap(second, 0, mmap.MAP_PRIVATE, mmap.PROT_READ) as shown:
+            assert shown[99:111] == b"a" + b"X" * 10 + b"a"
+        with (
+            open(f"{path}-2", "rb") as other,
+            mmap.mmap(other.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ) as shown,
+        ):
+            assert shown[99:111] == b"a" + b"X" * 10 + b"a"
 
 
 def test_attributes_and_counts_change_under_all_names_at_once(folder: Path) -> None:

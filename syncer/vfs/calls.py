@@ -401,8 +401,9 @@ class Vfs:
         caller: Callable[[], Caller] = lambda: SUPERUSER,
         *,
         appends: bool = False,
+        gathered: bool = False,
     ) -> int:
-        """Write to an open file; returns len(data)."""
+        """Write to an open file; returns len(data). For `gathered` see `Files.write`."""
         if self.read_only is not None:
             raise _error(errno.EROFS)
         if offset + len(data) > MAX_FILE_BYTES:
@@ -410,7 +411,7 @@ class Vfs:
         begins, number = self.files.begins_writing(handle), self.files.node_id(handle)
         if begins or privileges.lends(self._tree.node(number)):
             self._drop_privileges(number, caller())
-        return self.files.write(handle, data, offset, appends=appends)
+        return self.files.write(handle, data, offset, appends=appends, gathered=gathered)
 
     def _drop_privileges(self, number: int, caller: Caller) -> None:
         privileges.drop(self._tree, self._xattrs, number, caller)

@@ -209,21 +209,32 @@ class Files:
         with self.lock:
             opened.is_direct = True
             opened.file.cached_handles -= 1
+        self._see_others(opened)
 
     def _see_others(self, opened: _Handle) -> None:
         """Have the kernel hand over what it keeps of the file under another name.
 
-        Else it would hand it over later, in whole pages, and lay old bytes over newer ones.
+        Else it would hand it over later, in whole pages, and lay old bytes over newer ones. Not
+        for a call during which the kernel holds pages of this name: it would wait for us, too.
         """
         if opened.is_direct and opened.file.cached_handles:
-            if not self.drop_caches(self._tree.paths_of(opened.file.node_id)):
+            paths = self._tree.paths_of(opened.file.node_id)
+            if not self.drop_caches(paths):
+                log.error("the kernel does not hand over what it keeps of %r", paths)
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    def read_into(self, handle: int, target: memoryview, offset: int) -> int:
-        """Fill `target` from an open file; returns the bytes read, fewer only at its end."""
+    def read_into(
+        self, handle: int, target: memoryview, offset: int, *, pages: bool = False
+    ) -> int:
+        """Fill `target` from an open file; returns the bytes read, fewer only at its end.
+
+        With `pages` it is for the kernel's cache, as for a map: that holds what was handed over
+        when the handle was opened.
+        """
         opened = self._handle(handle)
         is_first, opened.was_read = not opened.was_read, True
-        self._see_others(opened)
+        if not pages:
+            self._see_others(opened)
         file = opened.file
         try:
             if file.size > self._shared.inline_limit_bytes:
@@ -271,15 +282,29 @@ class Files:
         begins, opened.was_written = not opened.was_written, True
         return begins
 
-    def write(self, handle: int, data: memoryview, offset: int, *, appends: bool = False) -> int:
+    def write(
+        self,
+        handle: int,
+        data: memoryview,
+        offset: int,
+        *,
+        appends: bool = False,
+        gathered: bool = False,
+    ) -> int:
         """Write to an open file; returns len(data).
 
         With `appends` the offset is where the kernel takes the end to be. Of a file with several
         names it knows one for each of them, so what others wrote would be lost.
+
+        `gathered` are pages that the kernel kept. They come by any handle of the same name, also by
+        one of which it keeps nothing; and whoever has asked for them waits for this call.
         """
         opened = self._handle(handle)
-        self._see_others(opened)
         file = opened.file
+        if gathered:
+            file.has_taken_pages = True
+        else:
+            self._see_others(opened)
         with file.lock:
             file.write(data, file.size if appends and opened.is_direct else offset)
         self._note_change(file)
@@ -338,10 +363,19 @@ class Files:
         file = self._handle(handle).file
         if file.dirty_since_ns is not None:
             file.flush()
+        self._tell_of_pages(file)
 
     def fsync(self, handle: int, sync_metadata: Callable[[], None]) -> None:
         """Make a file power-safe, with the names that lead to it."""
-        self._handle(handle).file.sync(sync_metadata)
+        file = self._handle(handle).file
+        file.sync(sync_metadata)
+        self._tell_of_pages(file)
+
+    def _tell_of_pages(self, file: OpenFile) -> None:
+        """By its other names the file may not show yet what the kernel kept and has handed over."""
+        if file.has_taken_pages:
+            file.has_taken_pages = False
+            self._note_change(file)
 
     def release(self, handle: int) -> bool:
         """The last descriptor of a handle is closed; returns whether it was the file's last

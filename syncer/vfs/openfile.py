@@ -52,6 +52,7 @@ class OpenFile:
         self.handles = 0
         #: Of these, those whose pages the kernel keeps.
         self.cached_handles = 0
+        self.has_taken_pages = False  # the file's other names need not show them yet
         self.size = node.size
         self._tree = tree
         self._contents = contents

@@ -1,11 +1,6 @@
 """64 processes of mixed work, which verify what they read, on a mount whose limit they exceed.
 
 No error, no deadlock; memory, threads and descriptors do not grow with the work.
-
-Without hard links: under the kernel's writeback cache each name is a file of its own, and on a busy
-machine a read or close through one of them was seen to fail with EIO, and to be right a second
-later, while the pages of another were taken back. syncer logged no error; the cause is not found.
-The kill loop has hard links.
 """
 
 from __future__ import annotations
@@ -69,11 +64,11 @@ def load(folder: Path, fuse: str, seconds: float, ballast_files: int) -> None:
         assert mount.status()["errors"] == []
         _check_flat(samples)
         for place in places:
-            work.check(*place, links=False)
+            work.check(*place)
         mount.evict()
         mount.remount()
         for place in places:
-            work.check(*place, links=False)
+            work.check(*place)
         for number in range(ballast_files):
             content = (mount.path / f"ballast-{number}").read_bytes()
             assert content == work.noise(number, 8 << 20)

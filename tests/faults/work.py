@@ -67,9 +67,8 @@ class Node:
 class Model:
     """One worker's folder. `choose` draws the next call, `apply` does it here."""
 
-    def __init__(self, seed: int, *, links: bool = True) -> None:
+    def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
-        self._choices = _CHOICES if links else [name for name in _CHOICES if name != "link"]
         self.names: dict[str, Node] = {}
         self.held: str | None = None
         """A file that is kept open and written to."""
@@ -78,7 +77,7 @@ class Model:
         """The next call, as the seed and what there is decide it."""
         chance = self._random
         while True:
-            name = chance.choice(self._choices)
+            name = chance.choice(_CHOICES)
             arguments = getattr(self, f"_choose_{name}")(chance)
             if arguments is not None:
                 return name, arguments
@@ -380,8 +379,8 @@ def _write_all(descriptor: int, data: bytes, place: int | None) -> None:
 def start(folder: Path, journal: Path, seed: int, *, verify: bool = False) -> int:
     """Work in a new folder until the mount dies; returns the process's id.
 
-    With `verify`, it also reads what it has written, and compares; it ends when there is a file
-    called "stop" beside the journal, and it makes no hard links (see `test_load`).
+    With `verify`, it also reads what it has written, and compares, and it ends when there is a file
+    called "stop" beside the journal.
     """
     pid = os.fork()
     if pid:
@@ -404,7 +403,7 @@ def start(folder: Path, journal: Path, seed: int, *, verify: bool = False) -> in
 
 
 def _work(folder: Path, notes: int, seed: int, stop: Path | None) -> None:
-    model, hands = Model(seed, links=stop is None), Hands(folder)
+    model, hands = Model(seed), Hands(folder)
     chance = random.Random(seed)
     folder.mkdir()
     while stop is None or not stop.exists():
@@ -448,12 +447,10 @@ def _below(folder: Path) -> Iterator[Path]:
             yield Path(top, name)
 
 
-def check(
-    folder: Path, journal: Path, seed: int, *, power_was_cut: bool = False, links: bool = True
-) -> None:
+def check(folder: Path, journal: Path, seed: int, *, power_was_cut: bool = False) -> None:
     """See that a folder is what the journal says."""
     begun, done = calls(journal)
-    model = Model(seed, links=links)
+    model = Model(seed)
     for _ in range(done):
         model.apply(model.choose())
     after = copy.deepcopy(model)
