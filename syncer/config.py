@@ -294,13 +294,15 @@ class Config:
                 lines.append(f"{setting.key} = {setting.kind.format(value)}")
         return "\n".join(lines) + "\n"
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, head: str = "") -> None:
         """Replace the file, so that after a power cut it holds the old or the new settings, whole.
 
-        Only its owner may read it. Raises AccessError.
+        `head` is a line for whoever reads it; `load` passes over it. Only its owner may read the
+        file. Raises AccessError.
         """
+        text = f"# {head}\n{self.format()}" if head else self.format()
         try:
-            _replace_durably(path, self.format().encode("utf-8", "surrogateescape"))
+            _replace_durably(path, text.encode("utf-8", "surrogateescape"))
         except OSError as error:
             raise AccessError(f"{path}: can't be written: {error.strerror}") from error
 

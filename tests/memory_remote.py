@@ -171,6 +171,9 @@ class MemoryRemote(Remote):
         content, mtime = self._perform("stat", lambda: self._find(check_key(key)))
         return Entry(key.rpartition("/")[2], len(content), mtime)
 
+    def make_root(self) -> None:
+        self._perform("make_root", lambda: None)
+
     def make_folders(self) -> None:
         self._perform("make_folders", lambda: None)
 

@@ -155,6 +155,7 @@ CALLS: list[Callable[[Remote], object]] = [
     lambda remote: remote.delete("blocks/ab/abcd"),
     lambda remote: [_checked(entry.name) for entry in remote.list("writers")],
     lambda remote: remote.stat("blocks/ab/abcd"),
+    lambda remote: remote.make_root(),
     lambda remote: remote.make_folders(),
     lambda remote: remote.usage(),
     lambda remote: remote.is_empty(),

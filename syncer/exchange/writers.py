@@ -25,6 +25,7 @@ import re
 import secrets
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from syncer.codec import BLOCK_BYTES, PIECE_BYTES
@@ -129,33 +130,53 @@ def _clean(name: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in name)[:255]
 
 
-def init_repository(remote: Remote, machine: int, name: str) -> RepositoryInfo:
+def init_repository(
+    remote: Remote, machine: int, name: str, before_claim: Callable[[], None] = lambda: None
+) -> RepositoryInfo:
     """Make a repository in the remote's folder, with `machine` (called `name`) as its writer.
 
-    If a former call was cut off when nobody was the writer yet, this one goes on from there.
-    Raises ExistsError if there is a repository already, ForeignError if there is something else.
+    If a former call was cut off when nobody was the writer yet, this one goes on from there,
+    whoever made it; behind the claim, which `before_claim` is called before, only one for the same
+    machine does. Raises ExistsError if there is a repository already, ForeignError if there is
+    something else.
     """
-    if remote.is_empty():
-        info = RepositoryInfo(str(uuid.uuid4()), secrets.randbits(63))
-        remote.make_folders()
-        body = encode_json(
-            uuid=info.uuid,
-            seed=info.seed,
-            hash=_HASH,
-            block_bytes=BLOCK_BYTES,
-            piece_bytes=PIECE_BYTES,
-        )
-        remote.create(CONFIG_KEY, body)
-    else:
-        info = read_repository(remote)
-        if Writers(remote, info).look().newest is not None:
-            raise ExistsError(f"{remote.name} is a repository already; use clone")
+    info = _describe_repository(remote) if remote.is_empty() else read_repository(remote)
+    writers = Writers(remote, info)
+    newest = writers.look().newest
+    if newest is not None and not _is_begun_by(remote, newest, machine):
+        raise ExistsError(f"{remote.name} is a repository already; use clone")
+    remote.make_folders()
     note_machine(remote, machine, name, "writer", 0)
+    before_claim()
     try:
-        Writers(remote, info).claim(machine, name)
+        writers.claim(machine, name)
     except DisplacedError as error:
         raise ExistsError(f"{remote.name} has just become a repository ({error})") from error
     return info
+
+
+def _describe_repository(remote: Remote) -> RepositoryInfo:
+    info = RepositoryInfo(str(uuid.uuid4()), secrets.randbits(63))
+    remote.make_root()
+    body = encode_json(
+        uuid=info.uuid,
+        seed=info.seed,
+        hash=_HASH,
+        block_bytes=BLOCK_BYTES,
+        piece_bytes=PIECE_BYTES,
+    )
+    try:
+        remote.create(CONFIG_KEY, body)
+    except ExistsError:
+        # Somebody else begins at the same time; the claim decides.
+        return read_repository(remote)
+    return info
+
+
+def _is_begun_by(remote: Remote, claim: Claim, machine: int) -> bool:
+    """Whether a claim is that of a machine which has only just made this repository."""
+    is_own = (claim.generation, claim.machine) == (1, machine)
+    return is_own and next(remote.list(f"log/{machine:016x}"), None) is None
 
 
 def read_repository(remote: Remote) -> RepositoryInfo:

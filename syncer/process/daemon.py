@@ -55,6 +55,7 @@ _SYNCS_WITHIN_SECONDS = 60.0
 _BUSY_SECONDS = 2.0
 _LOOP_ENDS_WITHIN_SECONDS = 3.0
 _LAST_LOOK_SECONDS = 0.1
+_ENDS_WITHIN_SECONDS = 15.0
 _POLL_SECONDS = 0.02
 _LOG_BYTES = 5_000_000
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s"
@@ -198,7 +199,9 @@ class Daemon:
             return
         if plan.is_new:
             create_repository(plan.data, plan.config, socket.gethostname())
-        with folder.lock():
+        is_served = any(not mount.at and mount.data == plan.data for mount in mounts.our_mounts())
+        # Of one that is unmounted already, the process may still be at its end.
+        with folder.lock(0.0 if is_served else _ENDS_WITHIN_SECONDS):
             _log_to(plan.log_file or folder.log, plan.verbose)
             if plan.config != Config.load(folder.config):
                 plan.config.save(folder.config)

@@ -1,6 +1,7 @@
 """A data directory: its paths, and its lock. `repository` tells how it comes to be.
 
-    config          settings, see `config`; written last, so a directory without it is unfinished
+    config          settings, see `config`; there last, so a directory without it is unfinished
+    unfinished      what becomes `config` when all else is there, see `repository`
     metadata.db     see `db`
     blocks/         see `cache`
     segments/       see `journal`
@@ -19,10 +20,13 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from syncer.errors import AccessError, BusyError, ForeignError, MissingError
+
+_POLL_SECONDS = 0.05
 
 
 class DataFolder:
@@ -31,6 +35,7 @@ class DataFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config"
+        self.unfinished = path / "unfinished"
         self.database = path / "metadata.db"
         self.blocks = path / "blocks"
         self.segments = path / "segments"
@@ -48,14 +53,16 @@ class DataFolder:
         """Raise MissingError, or ForeignError, if this is no data directory."""
         if not self.path.is_dir():
             raise MissingError(f"{self.path} does not exist; make it with: syncer init")
+        if self.unfinished.is_file():
+            raise ForeignError(f"{self.path} is half made; run the command that began it once more")
         if not self.config.is_file():
             raise ForeignError(f"{self.path} is not a data directory of syncer")
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, patience_seconds: float = 0.0) -> Iterator[None]:
         """Hold the directory for this process.
 
-        Raises BusyError if another one does, MissingError if there is no such directory.
+        Raises BusyError if another one does for so long, MissingError if there is no directory.
         """
         try:
             descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -64,9 +71,11 @@ class DataFolder:
         except OSError as error:
             raise AccessError(f"{self.lock_file}: {error.strerror}") from error
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            deadline = time.monotonic() + patience_seconds
+            while not _is_locked(descriptor):
+                if time.monotonic() < deadline:
+                    time.sleep(_POLL_SECONDS)
+                    continue
                 pid = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
                 raise BusyError(
                     f"{self.path} is in use by process {pid or '?'}; unmount it first"
@@ -76,6 +85,15 @@ class DataFolder:
             yield
         finally:
             os.close(descriptor)
+
+
+def _is_locked(descriptor: int) -> bool:
+    """Whether nobody else had the lock, so that it is ours."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def mending(folder: DataFolder) -> str:

@@ -36,7 +36,7 @@ def plan_mount(arguments: argparse.Namespace, at: PastMoment | None = None) -> M
     is_new = not os.path.exists(folder.config)
     limit_bytes = None if limit is None else parse_limit(limit)
     if is_new:
-        config = _new_config(data, location, limit_bytes)
+        config = _new_config(folder, location, limit_bytes)
     else:
         config = _known_config(folder, location, limit_bytes)
     options = _mount_options(arguments.options)
@@ -97,11 +97,13 @@ def parse_limit(text: str) -> int:
     return limit_bytes
 
 
-def _new_config(data: Path, location: Location | None, limit_bytes: int | None) -> Config:
+def _new_config(folder: DataFolder, location: Location | None, limit_bytes: int | None) -> Config:
+    if location is None and folder.unfinished.is_file():
+        return _with_limit(Config.load(folder.unfinished), limit_bytes)
     if location is None:
         raise UsageError(
-            f"{data} is no data directory yet; to make it, say where the collection is to be kept:"
-            " syncer mount DATA REMOTE MOUNTPOINT"
+            f"{folder.path} is no data directory yet; to make it, say where the collection is to be"
+            " kept: syncer mount DATA REMOTE MOUNTPOINT"
         )
     # A relative path on this machine becomes absolute with this.
     return Config(remote=str(location), limit_bytes=limit_bytes or DEFAULT_LIMIT_BYTES)
@@ -114,9 +116,11 @@ def _known_config(folder: DataFolder, location: Location | None, limit_bytes: in
             f"{folder.path} belongs to {config.remote}, not to {location}; use another data"
             " directory"
         )
-    if limit_bytes is not None:
-        config = dataclasses.replace(config, limit_bytes=limit_bytes)
-    return config
+    return _with_limit(config, limit_bytes)
+
+
+def _with_limit(config: Config, limit_bytes: int | None) -> Config:
+    return config if limit_bytes is None else dataclasses.replace(config, limit_bytes=limit_bytes)
 
 
 def _mount_options(written: list[str]) -> tuple[str, ...]:

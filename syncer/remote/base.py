@@ -154,6 +154,14 @@ class Remote(ABC):
         """
 
     @abstractmethod
+    def make_root(self) -> None:
+        """Make the repository's folder, with what storing its first object takes.
+
+        With no more than this it still counts as empty, so that whoever dies here, or while the
+        first object is on its way, leaves nothing that is in anybody's way.
+        """
+
+    @abstractmethod
     def make_folders(self) -> None:
         """Make the repository's folder and all of `FOLDERS`; cheap if they are there."""
 
@@ -170,7 +178,8 @@ class Remote(ABC):
 
     @abstractmethod
     def is_empty(self) -> bool:
-        """Whether the repository's folder is missing or holds nothing at all."""
+        """Whether the repository's folder is missing, or holds nothing but what `make_root` makes
+        and first objects that were never finished."""
 
     def prepare(self) -> None:  # noqa: B027  most have nothing to prepare
         """Have calls to come find the remote reachable, if it is; returns at once."""

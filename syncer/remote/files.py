@@ -8,6 +8,7 @@ its folder is synced, without which a power cut may take the name.
 
 from __future__ import annotations
 
+import re
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,9 @@ from .base import (
 from .retry import Health
 
 Result = TypeVar("Result")
+
+_NAME_BYTES = 12
+"""Of the random names under ``tmp/``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +197,7 @@ class FileRemote(Remote):
         size_bytes = sum(part.nbytes for part in parts)
 
         def store(files: Files) -> bool:
-            temporary = f"{TEMPORARY_FOLDER}/{secrets.token_hex(12)}"
+            temporary = f"{TEMPORARY_FOLDER}/{secrets.token_hex(_NAME_BYTES)}"
             try:
                 file = files.write(temporary, parts, self._to_sync(folders))
             except MissingError:
@@ -265,10 +269,16 @@ class FileRemote(Remote):
 
         return (_entry(status) for status in self._run(entries) if status.is_file)
 
+    def make_root(self) -> None:
+        self._make((TEMPORARY_FOLDER,))
+
     def make_folders(self) -> None:
+        self._make(FOLDERS)
+
+    def _make(self, folders: Sequence[str]) -> None:
         def make(files: Files) -> None:
             files.make_root()
-            files.make_folders(FOLDERS)
+            files.make_folders(folders)
 
         self._run(make, storing=True)
 
@@ -281,11 +291,20 @@ class FileRemote(Remote):
     def is_empty(self) -> bool:
         def is_empty(files: Files) -> bool:
             try:
-                return not files.list("")
+                found = files.list("")
             except MissingError:
                 return True
+            if [(each.name, each.is_folder) for each in found] == [(TEMPORARY_FOLDER, True)]:
+                found = [each for each in files.list(TEMPORARY_FOLDER) if not _is_temporary(each)]
+            return not found
 
         return self._run(is_empty)
+
+
+def _is_temporary(status: FileStatus) -> bool:
+    """Whether it is what an upload that was cut short has left."""
+    name = re.fullmatch(rf"[0-9a-f]{{{2 * _NAME_BYTES}}}", status.name)
+    return status.is_file and name is not None
 
 
 def _look_at_root(files: Files) -> None:
