@@ -6,6 +6,8 @@ import os
 import re
 import stat
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,21 +54,25 @@ def test_the_process_leaves_no_core_dump(tmp_path: Path) -> None:
         assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE)
 
 
+@pytest.fixture
+def common() -> Iterator[Path]:
+    """A folder that everybody may enter. pytest's are for their owner, and so again with each run
+    of it that begins meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="syncer-common-", dir="/tmp") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as somebody else")
 @pytest.mark.parametrize("fuse", BINDINGS)
-def test_others_see_the_mount_only_if_that_was_asked_for(tmp_path: Path, fuse: str) -> None:
-    # pytest's folders are for their owner only.
-    folder = tmp_path
-    while folder != Path("/tmp"):
-        folder.chmod(folder.stat().st_mode | 0o755)
-        folder = folder.parent
-    with mounted(tmp_path, fuse) as mount:
+def test_others_see_the_mount_only_if_that_was_asked_for(common: Path, fuse: str) -> None:
+    with mounted(common, fuse) as mount:
         (mount.path / "file").write_bytes(b"x")
         assert as_nobody("ls", mount.path)
         assert as_nobody("cat", mount.path / "file")
         assert as_nobody("ls", mount.data)
     with mounted(
-        tmp_path, fuse, name="open", remote=str(tmp_path / "other"), options=["allow_other"]
+        common, fuse, name="open", remote=str(common / "other"), options=["allow_other"]
     ) as mount:
         (mount.path / "file").write_bytes(b"x")
         (mount.path / "file").chmod(0o604)
