@@ -42,6 +42,9 @@ class Mutation:
 _OPENFILE, _LEDGER, _STORE = "vfs/openfile.py", "blocks/ledger.py", "blocks/store.py"
 _UNDO, _PUBLISH, _COMMITTER = "metadata/undo.py", "exchange/publish.py", "process/committer.py"
 _POWER = "faults/test_power.py::test_a_power_cut_leaves_what_was_synced_and_nothing_wrong"
+_SERVER_POWER = (
+    "faults/test_server_power.py::test_a_power_cut_of_the_server_loses_nothing_that_only_it_had"
+)
 
 MUTATIONS = (
     Mutation(
@@ -98,6 +101,32 @@ MUTATIONS = (
         2, "an object is not synced", "remote/local.py",
         "                os.fsync(self._descriptor)\n", "",
         "test_remote_local.py::test_everything_is_synced_before_put_returns",
+    ),
+    Mutation(
+        2, "an object is not synced on the server", "remote/sftp.py",
+        "sync = send_sync(session, self._handle)",
+        # FSETSTAT of nothing, which succeeds.
+        "sync = session.send(10, self._handle, 0)", _SERVER_POWER,
+    ),
+    Mutation(
+        2, "an object's folder is not synced on the server", "remote/syncing.py",
+        "for handle in self._handles)\n", "for handle in ())\n", _SERVER_POWER,
+    ),
+    Mutation(
+        2, "an object's folder is not synced", "remote/local.py",
+        "all(_sync_folder(self._root / folder) for folder in self._folders)", "True",
+        _SERVER_POWER,
+    ),
+    Mutation(
+        2, "a new folder's name is not synced", "remote/files.py",
+        "return [*unsafe, above[-1]]", "return [above[-1]]", "test_remote_syncing.py::"
+        "test_the_object_is_synced_before_the_rename_and_its_folders_after_it",
+    ),
+    Mutation(
+        2, "a block is clean before it is on the server", "transfer/uploads.py",
+        "        return object_bytes, self._remote.put(",
+        "        self._blocks.mark_clean([block_id])\n"
+        "        return object_bytes, self._remote.put(", _SERVER_POWER,
     ),
     Mutation(
         2, "an object's size is not compared", "remote/files.py",
