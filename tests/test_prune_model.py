@@ -148,7 +148,7 @@ class _Model:
 
     def _set_xattr(self) -> None:
         path = self._place()
-        if self._kind(path) is not None:
+        if self._kind(path) in (stat.S_IFREG, stat.S_IFDIR):
             self.rig.vfs.setxattr(path, b"user.x", b"%d" % self._random.randrange(9), 0)
 
     def _pass_time(self) -> None:
