@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from syncer.codec import BLOCK_BYTES
 from syncer.config import Config
+from syncer.metadata.history import History
 from syncer.process.engine import Engine
 from syncer.process.repository import clone_repository, create_repository
 from syncer.vfs.caller import Caller
@@ -81,6 +82,8 @@ class Rig:
         found: list[bytes] = []
         while rows := self.vfs.directories.read(handle, len(found), 2):
             names = [name for name, _ in rows]
+            # Else the listing itself would be what answers.
+            self.vfs._known.clear()
             for name, node in rows:
                 assert node == self.vfs.getattr(path + b"/" + name)
             self.vfs.directories.delivered(handle, names)
@@ -295,12 +298,36 @@ def test_what_is_no_moment_may_become_one(rig: Rig) -> None:
 
 
 def test_a_folder_of_that_name_that_is_there_already_counts(rig: Rig) -> None:
+    rig.write(b"/a", b"1")
+    assert b"latest" in rig.list(b"/.snapshots")
     tree = rig.engine._tree
     root = tree.node(1)
     assert root is not None
     tree.create(root, b".snapshots", stat.S_IFDIR | 0o755, 1000, 1000)
     rig.write(b"/.snapshots/mine", b"1")
     assert rig.list(b"/.snapshots") == [b"mine"]
+
+
+def test_what_a_listing_told_is_not_searched_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.vfs.mkdir(b"/folder", 0o755, ME)
+    rig.write(b"/folder/old", b"1")
+    rig.write(b"/folder/kept", b"2")
+    rig.engine.past.snapshot("then")
+    rig.vfs.unlink(b"/folder/old")
+    handle = rig.vfs.opendir(b"/.snapshots/then/folder")
+    rows = rig.vfs.directories.read(handle, 0, 10)
+    rig.vfs.directories.release(handle)
+
+    def search(*words: object) -> None:
+        pytest.fail("it is searched again")
+
+    monkeypatch.setattr(History, "lookup", search)
+    monkeypatch.setattr(History, "node", search)
+    for name, node in rows:
+        assert rig.vfs.getattr(b"/.snapshots/then/folder/" + name) == node
+    assert [name for name, _ in rows] == [b"kept", b"old"]
 
 
 def test_nothing_of_the_past_can_be_changed(rig: Rig) -> None:

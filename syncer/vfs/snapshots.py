@@ -28,7 +28,6 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import NoReturn
 
 from xxhash import xxh3_64_intdigest
 
@@ -49,6 +48,8 @@ _PATH = b"/" + NAME
 _PAST = 1 << 63
 _NUMBER = struct.Struct("<QQ")
 _MAX_FIXED = 1000
+#: Some listings' worth.
+_MAX_KNOWN = 5000
 _LINK_MODE = stat.S_IFLNK | 0o777
 _FOLDER_MODE = stat.S_IFDIR | 0o555
 
@@ -99,6 +100,10 @@ class SnapshotVfs(Vfs):
         self.is_listed = False
         #: Epochs of moments that are folders; every path below one asks for it.
         self._fixed: dict[bytes, int] = {}
+        #: Nodes of then that were met lately, by epoch, folder and name. What was found stays true.
+        self._known: dict[tuple[int, int, bytes], Node] = {}
+        #: Whether the collection has a `.snapshots` of its own, as of a count of changed names.
+        self._is_hidden = (-1, False)
 
     # Paths
 
@@ -106,7 +111,16 @@ class SnapshotVfs(Vfs):
         if isinstance(target, int):
             return self.files.past_node(target) is not None
         is_below = target == _PATH or target.startswith(_PATH + b"/")
-        return is_below and self._tree.lookup(ROOT, NAME) is None
+        return is_below and not self._is_name_taken()
+
+    def _is_name_taken(self) -> bool:
+        changes, is_taken = self._is_hidden
+        if changes != self._tree.name_changes:
+            # Before the look, so that a change after it is noticed.
+            changes = self._tree.name_changes
+            is_taken = self._tree.lookup(ROOT, NAME) is not None
+            self._is_hidden = changes, is_taken
+        return is_taken
 
     def _place(self, path: bytes) -> Place:
         """What a path in `.snapshots` leads to; ENOENT, ENOTDIR, EINVAL."""
@@ -120,20 +134,31 @@ class SnapshotVfs(Vfs):
 
     def _descend(self, words: Sequence[bytes], epoch: int) -> Place:
         """What these names led to, from the root of then on."""
-        number = ROOT
+        node = self._known.get((epoch, 0, b"")) or self._met(epoch, 0, b"", ROOT)
         for word in words:
-            found = self._history.lookup(number, word, epoch)
+            found = self._known.get((epoch, node.id, word))
             if found is None:
-                self._fail_at(number, epoch)
-            number = found
+                number = self._history.lookup(node.id, word, epoch)
+                if number is None:
+                    raise _error(errno.ENOENT if node.is_dir else errno.ENOTDIR)
+                found = self._met(epoch, node.id, word, number)
+            node = found
+        return Place(node, epoch)
+
+    def _met(self, epoch: int, folder: int, name: bytes, number: int) -> Node:
         node = self._history.node(number, epoch)
         if node is None:
             raise _error(errno.ENOENT)
-        return Place(node, epoch)
+        self._remember(epoch, folder, [(name, node)])
+        return node
 
-    def _fail_at(self, number: int, epoch: int) -> NoReturn:
-        node = self._history.node(number, epoch)
-        raise _error(errno.ENOENT if node is None or node.is_dir else errno.ENOTDIR)
+    def _remember(self, epoch: int, folder: int, entries: Sequence[tuple[bytes, Node]]) -> None:
+        # The kernel asks again for the names in a listing, for most of them one by one.
+        if len(self._known) >= _MAX_KNOWN:
+            self._known = {}
+        known = self._known
+        for name, node in entries:
+            known[epoch, folder, name] = node
 
     def _moment(self, word: bytes) -> Place:
         """The top folder of then, or the symlink to its time."""
@@ -188,6 +213,7 @@ class SnapshotVfs(Vfs):
             if not place.epoch:
                 return self._moment_entries(after, limit)
             found = self._history.entries(place.node.id, after, limit, place.epoch)
+            self._remember(place.epoch, place.node.id, found)
             return [(name, _shown(node, place.epoch)) for name, node in found]
 
         return self.directories.open_past(entries, place.shown)
@@ -211,7 +237,7 @@ class SnapshotVfs(Vfs):
     def _root_entries(self, after: bytes, limit: int) -> Sequence[tuple[bytes, Node]]:
         rows = self._tree.entries(ROOT, after, limit)
         is_here = after < NAME and (len(rows) < limit or NAME < rows[-1][0])
-        if not is_here or self._tree.lookup(ROOT, NAME) is not None:
+        if not is_here or self._is_name_taken():
             return rows
         return sorted([*rows, (NAME, self._place(_PATH).shown)], key=itemgetter(0))[:limit]
 
