@@ -165,7 +165,13 @@ class Syncer(Mounted):
         return [sys.executable, "-m", "syncer", *words]
 
     def _environment(self) -> dict[str, str]:
-        config = {"SYNCER_SSH_CONFIG": str(self.place.ssh_config), "PYTHONPATH": str(REPOSITORY)}
+        config = {
+            "SYNCER_SSH_CONFIG": str(self.place.ssh_config),
+            "PYTHONPATH": str(REPOSITORY),
+            # Compiled once, as an installed package is, whatever the caller's environment says.
+            "PYTHONDONTWRITEBYTECODE": "",
+            "PYTHONPYCACHEPREFIX": str(self.place.folder / "bytecode"),
+        }
         return {**os.environ, **config}
 
     def _run(self, *words: str) -> str:
