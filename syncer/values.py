@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 from syncer.errors import UsageError
@@ -39,7 +38,9 @@ def parse_size(text: str) -> int:
     number, scale, byte = found.groups()
     unit = (scale or byte or "M").capitalize()
     # A float would lose bytes from 9 PB on.
-    return int(Fraction(number) * _UNITS[unit])
+    whole, _, decimals = number.partition(".")
+    size_bytes: int = int(whole + decimals) * _UNITS[unit] // 10 ** len(decimals)
+    return size_bytes
 
 
 def format_size(size_bytes: int) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from syncer.errors import AccessError, MissingError, UsageError
-from syncer.process import desktop
+from syncer.process import desktop, notify
 from tests.processes import environment, is_mounted, run
 
 AWKWARD = (
@@ -232,14 +232,14 @@ def test_systemd_hears_of_ready_and_stopping(
         systemd.bind(address)
         systemd.settimeout(5)
         monkeypatch.setenv("NOTIFY_SOCKET", address.replace("\0", "@"))
-        desktop.notify_ready()
-        desktop.notify_stopping()
+        notify.ready()
+        notify.stopping()
         assert [systemd.recv(100), systemd.recv(100)] == [b"READY=1", b"STOPPING=1"]
 
 
 def test_outside_systemd_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    desktop.notify_ready()
+    notify.ready()
 
 
 @pytest.mark.expects_warnings
@@ -247,5 +247,5 @@ def test_a_systemd_that_does_not_listen_does_no_harm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
-    desktop.notify_ready()
+    notify.ready()
     assert "systemd can't be told READY=1" in caplog.text

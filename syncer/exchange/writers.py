@@ -24,7 +24,6 @@ from __future__ import annotations
 import re
 import secrets
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -43,6 +42,7 @@ from syncer.metadata.tree import node_base
 from syncer.remote.base import CONFIG_KEY, Remote
 
 _HASH = "xxh3-128"
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 #: More changes of the writer than any person makes; a list that is longer is an attack.
 _MAX_GENERATIONS = 10_000
 
@@ -156,6 +156,8 @@ def init_repository(
 
 
 def _describe_repository(remote: Remote) -> RepositoryInfo:
+    import uuid  # of no use once there is a repository
+
     info = RepositoryInfo(str(uuid.uuid4()), secrets.randbits(63))
     remote.make_root()
     body = encode_json(
@@ -198,11 +200,8 @@ def read_repository(remote: Remote) -> RepositoryInfo:
     )
     if (block_bytes, piece_bytes, hash_name) != (BLOCK_BYTES, PIECE_BYTES, _HASH):
         raise FormatError(f"{remote.name} was made by a newer syncer; install that version")
-    try:
-        if str(uuid.UUID(identity)) != identity:
-            raise ValueError
-    except ValueError:
-        raise CorruptError(f"{CONFIG_KEY} is damaged: impossible uuid") from None
+    if not _UUID.fullmatch(identity):
+        raise CorruptError(f"{CONFIG_KEY} is damaged: impossible uuid")
     return RepositoryInfo(identity, seed)
 
 

@@ -35,11 +35,11 @@ from syncer.maintain.lost import known_lost, note_lost, tell_lost
 from syncer.maintain.mending import Mender, mend_past
 from syncer.maintain.named import note_named
 from syncer.maintain.objects import RemoteBlocks, check_log
-from syncer.maintain.rebuild import REBUILT
 from syncer.maintain.totals import recount
 from syncer.metadata.contents import Contents
 from syncer.metadata.db import Database, Reader
 from syncer.metadata.epochs import Epochs
+from syncer.metadata.schema import REBUILT
 from syncer.metadata.tree import Tree
 from syncer.remote.base import Remote
 

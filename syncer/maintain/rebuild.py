@@ -56,11 +56,10 @@ from syncer.maintain.findings import Progress
 from syncer.maintain.named import named_with, note_named
 from syncer.maintain.totals import recount
 from syncer.metadata.db import Database, Reader, Row
+from syncer.metadata.schema import REBUILT
 from syncer.metadata.tree import node_base
 from syncer.remote.base import Remote
 
-#: In place of a boot id: block files without a name have not got one in lost+found yet.
-REBUILT = "rebuilt"
 _NODES_PER_MACHINE = 1 << 40
 
 

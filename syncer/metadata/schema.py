@@ -268,6 +268,10 @@ CREATE TABLE chunk(            -- checkpoint chunks: nodes of one range of 4096 
     + _PROVISIONAL
 )
 
+#: In place of a boot id: the database was made anew, and block files that nothing names have not
+#: got names in lost+found yet.
+REBUILT = "rebuilt"
+
 #: The values that `meta` may hold.
 META_KEYS = frozenset(
     {
@@ -282,7 +286,7 @@ META_KEYS = frozenset(
         "role",  # "writer", "follower" or "displaced"
         "published",  # the newest epoch that is in a segment on the remote
         "durable",  # the newest epoch of which everything is power-safe
-        "boot",  # the machine's boot id while a process has this open; "" after a clean end
+        "boot",  # the machine's boot id while a process has this open, or REBUILT; "": a clean end
         "checkpoint",  # the newest epoch that is in a checkpoint on the remote
         "pins_stale",  # 1: what pins reach may have changed, or is not all local
         "pruned",  # the decision about kept moments with which the tables are in line

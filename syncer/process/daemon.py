@@ -34,18 +34,15 @@ from typing import Any, Protocol
 from syncer import binding
 from syncer.config import Config
 from syncer.errors import AccessError, MountError
-from syncer.maintain.findings import Report
-from syncer.maintain.fsck import Options
 from syncer.maintain.policy import Policy
 from syncer.mount import Operations
-from syncer.process import desktop, mounts
+from syncer.process import mounts, notify
 from syncer.process.control import ControlServer, Handler, Progress
 from syncer.process.engine import Engine
 from syncer.process.folder import DataFolder
 from syncer.process.keeping import Keeping
 from syncer.process.repository import create_repository
 from syncer.process.timemachine import TimeMachine
-from syncer.process.view import View
 from syncer.vfs.caller import Caller
 
 log = logging.getLogger(__name__)
@@ -220,6 +217,9 @@ class Daemon:
                 engine.stop()
 
     def _run_view(self, folder: DataFolder, at: PastMoment, on_serving: Callable[[], None]) -> None:
+        # Of the two kinds of mounts, each process is one.
+        from syncer.process.view import View
+
         plan = self._plan
         _log_to(plan.log_file or folder.view_log, plan.verbose)
         view = View(
@@ -252,10 +252,10 @@ class Daemon:
                 raise KeyboardInterrupt
             if isinstance(event, _Serves):
                 log.info("%s is mounted at %s", self._plan.data, self._plan.mountpoint)
-                desktop.notify_ready()
+                notify.ready()
                 on_serving()
                 event = self._events.next(None)
-            desktop.notify_stopping()
+            notify.stopping()
             log.info("the mount ends: %s", event or "it does not answer")
             if not isinstance(event, _LoopEnded):
                 self._unmount()
@@ -373,6 +373,9 @@ def commands_of(engine: Engine) -> dict[str, Handler]:
         return {}
 
     def fsck(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        from syncer.maintain.findings import Report
+        from syncer.maintain.fsck import Options
+
         report = Report()
         engine.fsck(Options(**arguments), report, progress)
         return report.result()

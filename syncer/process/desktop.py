@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import configparser
 import hashlib
-import logging
 import os
 import re
-import socket
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -32,8 +30,6 @@ from syncer.errors import (
     MountError,
     UsageError,
 )
-
-log = logging.getLogger(__name__)
 
 # Both file formats leave groups of this form to others. It holds the paths in percent encoding, so
 # that listing needs to undo neither format's quoting.
@@ -113,32 +109,6 @@ def entries() -> list[Entry]:
     except OSError as error:
         raise _refused(error) from error
     return sorted(found, key=lambda entry: entry.mountpoint)
-
-
-def notify_ready() -> None:
-    """Tell systemd that the mount serves. Does nothing where systemd has not started it."""
-    _notify("READY=1")
-
-
-def notify_stopping() -> None:
-    """Tell systemd that unmounting has begun. Does nothing where systemd has not started it."""
-    _notify("STOPPING=1")
-
-
-def _notify(state: str) -> None:
-    # The protocol of sd_notify(3): one datagram; a leading @ stands for the abstract namespace.
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
-            connection.connect(address)
-            connection.sendall(state.encode())
-    except OSError as error:
-        # The mount itself is well, and worth more than systemd's knowledge of it.
-        log.warning("systemd can't be told %s: %s", state, error)
 
 
 def _autostart_folder() -> Path:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from syncer.blocks.cache import Cache
 from syncer.blocks.fetch import Fetcher
@@ -24,14 +24,12 @@ from syncer.errors import CorruptError, SyncerError, TemporaryError, UsageError
 from syncer.exchange.incoming import Touched
 from syncer.exchange.journal import Journal
 from syncer.exchange.roles import Exchange, ExchangeLoop
-from syncer.maintain.findings import Report
-from syncer.maintain.fsck import Fsck, Options, Parts
 from syncer.maintain.prune import Pruner
-from syncer.maintain.rebuild import REBUILT
 from syncer.metadata.contents import Contents
 from syncer.metadata.epochs import Epochs
 from syncer.metadata.history import History
 from syncer.metadata.moments import Moments
+from syncer.metadata.schema import REBUILT
 from syncer.metadata.tree import Tree
 from syncer.mount import Operations
 from syncer.process.committer import Committer
@@ -47,6 +45,10 @@ from syncer.vfs.caller import Caller
 from syncer.vfs.files import Files
 from syncer.vfs.snapshots import SnapshotVfs
 from syncer.vfs.states import States
+
+if TYPE_CHECKING:
+    from syncer.maintain.findings import Report
+    from syncer.maintain.fsck import Options
 
 log = logging.getLogger(__name__)
 
@@ -432,6 +434,8 @@ class Engine:
 
     def fsck(self, options: Options, report: Report, progress: Progress) -> None:
         """Check everything, and repair it as far as that is safe now; see `maintain.fsck`."""
+        # A mount need not wait for what few ever ask of it.
+        from syncer.maintain.fsck import Fsck, Parts
 
         def tell(what: str, done: int, total: int) -> None:
             progress({"what": what, "done": done, "total": total})

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -46,6 +45,8 @@ class DataFolder:
 
     def view_socket(self, mountpoint: Path) -> Path:
         """The control socket of the process that shows a past state at a mount point."""
+        import hashlib  # loads the whole of OpenSSL, which other commands need not wait for
+
         digest = hashlib.blake2b(os.fsencode(mountpoint), digest_size=8)
         return self.path / f"view-{digest.hexdigest()}.sock"
 

@@ -18,7 +18,6 @@ from typing import Any
 from syncer.blocks.store import Blocks
 from syncer.codec import split_ids
 from syncer.errors import AccessError, ExistsError, MissingError, UsageError
-from syncer.maintain.figures import snapshots as snapshot_figures
 from syncer.metadata.contents import RUN_BLOCKS, Contents
 from syncer.metadata.db import Database
 from syncer.metadata.history import History, Version
@@ -84,6 +83,8 @@ class TimeMachine:
 
         Reads all of the past's block lists, and those of the present where there is a need.
         """
+        from syncer.maintain.figures import snapshots as snapshot_figures
+
         named = self._moments.named()
         figures = snapshot_figures(self._db, [snapshot.epoch for snapshot in named])
         found = [
