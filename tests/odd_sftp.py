@@ -57,7 +57,7 @@ class OddServer:
         """How many there have been."""
         return len(self._threads)
 
-    def connect(self) -> OddStream:
+    def connect(self, limit_seconds: float = 0.0) -> OddStream:
         ours, theirs = socket.socketpair()
         self._ends.append(theirs)
         thread = threading.Thread(target=_Connection(self, theirs).serve, daemon=True)
@@ -79,6 +79,9 @@ class OddStream:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+
+    def open(self) -> None:
+        pass
 
     def send(self, buffers: Sequence[Data], limit_seconds: float) -> None:
         self._connection.settimeout(limit_seconds)

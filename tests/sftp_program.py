@@ -42,7 +42,7 @@ class SftpProgram:
     ) -> None:
         self.kill()
 
-    def connect(self) -> OddStream:
+    def connect(self, limit_seconds: float = 0.0) -> OddStream:
         program = find_sftp_server()
         assert program is not None, "OpenSSH's SFTP server is not installed"
         ours, theirs = socket.socketpair()

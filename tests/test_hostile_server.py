@@ -135,6 +135,9 @@ class HostileStream:
             del self._out[:count]
             return count
 
+    def open(self) -> None:
+        pass
+
     def is_alive(self) -> bool:
         return not self._closed
 
@@ -153,6 +156,7 @@ CALLS: list[Callable[[Remote], object]] = [
     lambda remote: remote.put("blocks/ab/abcd", bytes(100_000)),
     lambda remote: remote.create("writers/1", b"x"),
     lambda remote: remote.delete("blocks/ab/abcd"),
+    lambda remote: remote.move("blocks/ab/abcd", "trash/abcd"),
     lambda remote: [_checked(entry.name) for entry in remote.list("writers")],
     lambda remote: remote.stat("blocks/ab/abcd"),
     lambda remote: remote.make_root(),
@@ -175,7 +179,7 @@ def try_seed(seed: int) -> int:
     path = "~someone/repository" if seed % 3 == 0 else "repository"
     remote = SftpRemote(
         Location(path, "host"),
-        lambda: HostileStream(seed * 1000 + next(numbers), greets=seed % 5 > 0),
+        lambda limit_seconds: HostileStream(seed * 1000 + next(numbers), greets=seed % 5 > 0),
         1,
         0.1,
     )

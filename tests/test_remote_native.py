@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import paramiko
 import pytest
 
 from syncer.errors import LoginError, OfflineError, SyncerError
-from syncer.remote.native import KINDS, read_config, translated
+from syncer.remote import Location
+from syncer.remote.native import KINDS, ParamikoStream, read_config, translated
 
 MODULES_OF_OTHER_SYSTEMS = {"paramiko._winapi", "paramiko.win_pageant", "paramiko.win_openssh"}
 
@@ -71,3 +74,26 @@ def test_includes_of_an_ssh_config_are_followed(tmp_path: Path) -> None:
 def test_paramiko_is_not_loaded_until_it_is_needed() -> None:
     program = "import sys, syncer.remote; sys.exit('paramiko' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_login_that_gets_no_answer_ends_when_the_stream_is_closed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stream = ParamikoStream(
+            Location("x", "127.0.0.1", port=listener.getsockname()[1]), None, 60
+        )
+        errors: list[SyncerError] = []
+
+        def open_it() -> None:
+            try:
+                stream.open()
+            except SyncerError as error:
+                errors.append(error)
+
+        opening = threading.Thread(target=open_it)
+        opening.start()
+        accepted, _ = listener.accept()
+        with accepted:
+            stream.close()
+            opening.join(20)
+            assert not opening.is_alive()
+    assert [type(error) for error in errors] == [OfflineError]

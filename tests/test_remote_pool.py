@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
-from syncer.remote.pool import CALLERS, CROWD, CROWDED_SECONDS, QUICK_BYTES_PER_SECOND, Crowd
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from syncer.errors import OfflineError
+from syncer.remote import Location, pool
+from syncer.remote.pool import (
+    CALLERS,
+    CROWD,
+    CROWDED_SECONDS,
+    DOUBTFUL_SECONDS,
+    QUICK_BYTES_PER_SECOND,
+    Crowd,
+    Pool,
+)
+from syncer.remote.server import SftpRemote
+from syncer.remote.session import open_connection
+from tests.odd_sftp import OddServer, OddStream
 
 LONG_SECONDS = 2 * CROWDED_SECONDS
 
@@ -31,3 +50,51 @@ def test_a_crowd_that_ends_is_forgotten() -> None:
     assert not crowd.needs_more(CROWD, 0, 0.0)
     assert not crowd.needs_more(CROWD - 1, 0, CROWDED_SECONDS)
     assert not crowd.needs_more(CROWD, 0, LONG_SECONDS)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[OddServer]:
+    server = OddServer(tmp_path)
+    yield server
+    server.close()
+
+
+def test_what_a_dead_connection_cost_counts_towards_the_limit(server: OddServer) -> None:
+    """A server that froze while nobody asked it is noticed as soon as any other."""
+    limits: list[float] = []
+
+    def connect(limit_seconds: float) -> OddStream:
+        limits.append(limit_seconds)
+        return server.connect()
+
+    remote = SftpRemote(Location("repository", "odd"), connect, 8, 1.0)
+    try:
+        remote.make_folders()
+        for line in remote._pool._lines:
+            line.idle_since -= 2 * DOUBTFUL_SECONDS
+        server.is_silent = True
+        began = time.monotonic()
+        with pytest.raises(OfflineError):
+            remote.get("syncer.json", urgent=True)
+        # The look at the old connection takes half of the second, and the new one the rest. Each
+        # had a limit of its own: five seconds and one more.
+        assert time.monotonic() - began < 3
+        assert limits[1:] == [pytest.approx(0.5, abs=0.2)]
+    finally:
+        remote.close()
+
+
+def test_who_waited_for_a_silent_server_waits_for_no_other_caller(server: OddServer) -> None:
+    lines = Pool("odd", lambda lost_seconds: open_connection(server.connect(), 5.0), 8)
+    try:
+        began = time.monotonic()
+        with lines.session(urgent=True):
+            assert lines._others_work(time.monotonic()), "it was refused, and another one is there"
+            assert lines._others_work(began - 100), "one has been heard since"
+            long_ago = time.monotonic() + 100
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(pool, "QUICK_SECONDS", -1000.0)
+                assert not lines._others_work(long_ago), "nothing was heard since"
+        assert lines._others_work(began - 100), "one that nobody uses may do"
+    finally:
+        lines.close()

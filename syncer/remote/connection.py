@@ -40,9 +40,12 @@ class DroppedError(OfflineError):
 
 
 class Stream(Protocol):
-    """A connected byte stream to an SFTP server. One thread sends, another one receives."""
+    """A byte stream to an SFTP server. One thread sends, another one receives."""
 
     name: str
+
+    def open(self) -> None:
+        """Connect and log in. Raises SyncerError; at once if another thread closes it meanwhile."""
 
     def send(self, buffers: Sequence[Data], limit_seconds: float) -> None:
         """Send all; raise TimeoutError after `limit_seconds` without progress."""
@@ -77,8 +80,10 @@ class Server:
 class Inbox:
     """Where the answers for one caller arrive; guarded by its connection's lock."""
 
-    def __init__(self, lock: threading.Lock) -> None:
+    def __init__(self, lock: threading.Lock, lost_seconds: float) -> None:
         self.answers: dict[int, Answer] = {}
+        self.lost_seconds = lost_seconds
+        """For how long the caller had waited in vain before; the first answer ends that."""
         self.wanted = 0
         """The request whose answer the caller sleeps for."""
         self.arrived = threading.Condition(lock)
@@ -122,9 +127,14 @@ class Connection:
     """
 
     def __init__(
-        self, stream: Stream, timeout_seconds: float, windows: Windows | None = None
+        self,
+        stream: Stream,
+        timeout_seconds: float,
+        windows: Windows | None = None,
+        lost_seconds: float = 0.0,
     ) -> None:
-        """`windows` are shared with the other connections to this server."""
+        """`windows` are shared with the other connections to this server. `lost_seconds` count
+        towards the limit for its greeting."""
         self._stream = stream
         self._timeout_seconds = timeout_seconds
         self.windows = windows or Windows()
@@ -143,7 +153,7 @@ class Connection:
         self._progress_at = 0.0
         self._receiver = threading.Thread(target=self._receive_all, name="syncer-sftp", daemon=True)
         try:
-            self.server = Server(self._greet())
+            self.server = Server(self._greet(lost_seconds))
         except BaseException:
             self.close()
             raise
@@ -152,8 +162,8 @@ class Connection:
     def name(self) -> str:
         return self._stream.name
 
-    def _greet(self) -> frozenset[bytes]:
-        inbox = self.inbox()
+    def _greet(self, lost_seconds: float) -> frozenset[bytes]:
+        inbox = self.inbox(lost_seconds)
         self._outgoing.append(struct.pack(">IBI", 5, packets.INIT, 3))
         self._asked[GREETING] = _Asked(inbox, 0, None)
         self._receiver.start()
@@ -168,9 +178,14 @@ class Connection:
             fields.string()
         return frozenset(names)
 
-    def inbox(self) -> Inbox:
+    def inbox(self, lost_seconds: float = 0.0) -> Inbox:
         """For a new caller. Answers that come after it was let go of are lost with it."""
-        return Inbox(self._lock)
+        return Inbox(self._lock, lost_seconds)
+
+    @property
+    def heard_at(self) -> float:
+        """When the server was last heard, by the monotonic clock."""
+        return self._progress_at
 
     def send(
         self,
@@ -221,7 +236,7 @@ class Connection:
         Raises OfflineError: nothing came from the server for too long, or the connection ended.
         """
         self.flush()
-        began = time.monotonic()
+        began = time.monotonic() - inbox.lost_seconds
         with self._lock:
             inbox.wanted = request
             while request not in inbox.answers:
@@ -233,6 +248,7 @@ class Connection:
                     inbox.arrived.wait(remaining_seconds)
                 else:
                     self._set_failure(self._stuck(patience_seconds))
+            inbox.lost_seconds = 0.0
             return inbox.answers.pop(request)
 
     def _receive_all(self) -> None:
@@ -324,7 +340,8 @@ class Connection:
         """Make sure that the server still answers, after a time in which nobody asked it."""
         inbox = self.inbox()
         request = self.send(inbox, packets.REALPATH, packets.pack(b"."), ())
-        self.answer(inbox, request, limit_seconds)
+        # The rest of the time is for what comes after it.
+        self.answer(inbox, request, min(limit_seconds, self._timeout_seconds / 2))
 
     def settle(self, limit_seconds: float) -> None:
         """Wait for the answers that nobody waits for, such as those to CLOSE, but not for long."""

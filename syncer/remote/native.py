@@ -15,8 +15,8 @@ import re
 import shlex
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -50,19 +50,31 @@ logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 class ParamikoStream:
     """A connection through paramiko; see `connection.Stream`."""
 
-    def __init__(self, location: Location, timeout_seconds: float, ssh_config: Path | None):
+    def __init__(self, location: Location, ssh_config: Path | None, limit_seconds: float) -> None:
         self.name = str(location)
-        self._host = location.host
-        with ExitStack() as opened, translated(location.host):
-            dialer = _Dialer(read_config(ssh_config), timeout_seconds, opened)
-            client = dialer.login(location)
-            self._transport = client.get_transport()
-            with _time_limit(self._transport, timeout_seconds):
-                self._channel = self._transport.open_session(
-                    window_size=WINDOW_BYTES, timeout=timeout_seconds
-                )
-                self._channel.invoke_subsystem("sftp")
-            self._opened = opened.pop_all()
+        self._location = location
+        self._ssh_config = ssh_config
+        self._limit_seconds = limit_seconds
+        self._opened = _Opened()
+
+    def open(self) -> None:
+        try:
+            with translated(self._location.host):
+                self._log_in()
+        except BaseException:
+            self._opened.close()
+            raise
+
+    def _log_in(self) -> None:
+        limit_seconds = self._limit_seconds
+        dialer = _Dialer(read_config(self._ssh_config), limit_seconds, self._opened)
+        client = dialer.login(self._location)
+        self._transport = client.get_transport()
+        with _time_limit(self._transport, limit_seconds):
+            self._channel = self._transport.open_session(
+                window_size=WINDOW_BYTES, timeout=limit_seconds
+            )
+            self._channel.invoke_subsystem("sftp")
 
     def send(self, buffers: Sequence[Data], limit_seconds: float) -> None:
         self._channel.settimeout(limit_seconds)
@@ -86,7 +98,7 @@ class ParamikoStream:
         return bool(self._transport.is_active()) and not self._channel.closed
 
     def ending(self) -> SyncerError:
-        return DroppedError(f"the connection to {self._host} ended")
+        return DroppedError(f"the connection to {self._location.host} ended")
 
     def close(self) -> None:
         self._opened.close()
@@ -118,10 +130,35 @@ def _lines(file: str, depth: int = 0) -> Iterator[str]:
                     yield from _lines(found, depth + 1)
 
 
+class _Opened:
+    """What must be closed with a stream, even while another thread still connects."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # The lock guards what is below.
+        self._closers: list[Callable[[], None]] = []
+        self._is_closed = False
+
+    def add(self, close: Callable[[], None]) -> None:
+        """Have it closed in time: at once, if that is over."""
+        with self._lock:
+            if not self._is_closed:
+                self._closers.append(close)
+                return
+        close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            closers, self._closers = self._closers, []
+        for close in reversed(closers):
+            close()
+
+
 class _Dialer:
     """Opens connections as an ssh config says; what must be closed later goes to `opened`."""
 
-    def __init__(self, config: Any, timeout_seconds: float, opened: ExitStack) -> None:
+    def __init__(self, config: Any, timeout_seconds: float, opened: _Opened) -> None:
         self._config = config
         self._timeout_seconds = timeout_seconds
         self._opened = opened
@@ -139,7 +176,7 @@ class _Dialer:
         keys = [os.path.expanduser(file) for file in options.get("identityfile", ())]
         only_these = options.get("identitiesonly", "no") == "yes"
         client: Any = paramiko.SSHClient()  # its type stubs know of one key file only
-        self._opened.callback(client.close)
+        self._opened.add(client.close)
         _load_known_hosts(client, options)
         client.set_missing_host_key_policy(_RefuseUnknown(location.host))
         client.connect(
@@ -174,10 +211,10 @@ class _Dialer:
             )
         if options.get("proxycommand"):
             child = ChildSocket(["/bin/sh", "-c", f"exec {options['proxycommand']}"])
-            self._opened.callback(child.close)
+            self._opened.add(child.close)
             return child.socket
         connection = socket.create_connection((host, port), self._timeout_seconds)
-        self._opened.callback(connection.close)
+        self._opened.add(connection.close)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             # paramiko repeats a blocked send for ever; this makes the kernel give up.

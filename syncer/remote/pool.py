@@ -36,6 +36,8 @@ LATER_SECONDS = 5.0
 NEAR_SECONDS = 0.01
 REOPEN_AFTER_SECONDS = 10.0
 """How long to make do with what is open after a further connection was refused."""
+QUICK_SECONDS = 2.0
+"""A connection that fails within this time was refused; one that takes longer got no answer."""
 IDLE_SECONDS = 60.0
 """After this time without use a connection is closed, though one is always kept."""
 DOUBTFUL_SECONDS = 15.0
@@ -103,10 +105,12 @@ class Pool:
     may be no more, since what they wait for may take long.
 
     No wait has a time limit of its own: each caller's requests have one, so a place becomes free,
-    or a connection fails, in which case all who wait are told at once.
+    or a connection fails, in which case all who wait are told at once. What a caller has lost to a
+    connection that did not answer any more counts towards that limit.
     """
 
-    def __init__(self, name: str, connect: Callable[[], Connection], limit: int) -> None:
+    def __init__(self, name: str, connect: Callable[[float], Connection], limit: int) -> None:
+        """`connect` is given the seconds that its caller has lost before."""
         self._name = name
         self._connect = connect
         self._limit = limit
@@ -124,10 +128,10 @@ class Pool:
     @contextmanager
     def session(self, *, urgent: bool) -> Iterator[Session]:
         """Lend a place on a connection, which is dropped if the block ends with OfflineError."""
-        line = self._take(urgent)
+        line, lost_seconds = self._take(urgent)
         keep = False
         try:
-            session = Session(line.connection)
+            session = Session(line.connection, lost_seconds)
             yield session
             keep = _let_go(session)
         except OfflineError as error:
@@ -141,39 +145,45 @@ class Pool:
         finally:
             self._give_back(line, urgent, keep)
 
-    def _take(self, urgent: bool) -> _Line:
+    def _take(self, urgent: bool) -> tuple[_Line, float]:
+        """A place on a connection, and the seconds that were lost to one that did not answer."""
         with self._changed:
             failures = self._failures
+        lost_seconds = 0.0
         while True:
-            line = self._find_or_may_open(urgent, failures)
+            line, is_tried = self._find_or_may_open(urgent, failures)
             if line is None:
                 # Another caller may have come to it first, or many: then there is a wait again.
-                self._open()
-            else:
-                return line
-
-    def _find_or_may_open(self, urgent: bool, failures: int) -> _Line | None:
-        """Wait for a place on a connection, or (None) for the right to open one."""
-        while True:
-            with self._changed:
-                while True:
-                    self._raise_if_closed()
-                    line = self._find_idle(urgent) or self._find_shared(urgent)
-                    may_open = self._needs_more(line, urgent) and self._may_open(urgent)
-                    self._opening += may_open
-                    if line is not None or may_open:
-                        break
-                    self._wait(failures)
-                if line is None:
-                    return None
-                was_idle = not line.callers
-                line.count(urgent, 1)
-            if may_open:
-                self._open_in_background()
-            if not was_idle or _is_usable(line):
-                return line
+                self._open(lost_seconds)
+                continue
+            began = time.monotonic()
+            if is_tried or _is_usable(line):
+                return line, lost_seconds
+            lost_seconds += time.monotonic() - began
             self._give_back(line, urgent, keep=False)
             self.drop_idle()  # they are as old or older
+
+    def _find_or_may_open(self, urgent: bool, failures: int) -> tuple[_Line | None, bool]:
+        """Wait for a place on a connection, or (None) for the right to open one.
+
+        Also tells whether others use the connection, who would notice its end.
+        """
+        with self._changed:
+            while True:
+                self._raise_if_closed()
+                line = self._find_idle(urgent) or self._find_shared(urgent)
+                may_open = self._needs_more(line, urgent) and self._may_open(urgent)
+                self._opening += may_open
+                if line is not None or may_open:
+                    break
+                self._wait(failures)
+            if line is None:
+                return None, False
+            is_tried = line.callers > 0
+            line.count(urgent, 1)
+        if may_open:
+            self._open_in_background()
+        return line, is_tried
 
     def _may_use_another(self, urgent: bool) -> bool:
         """Whether a caller may come to a connection that ordinary callers don't use yet."""
@@ -246,19 +256,19 @@ class Pool:
 
         threading.Thread(target=open_one, name="syncer-connect", daemon=True).start()
 
-    def _open(self) -> bool:
+    def _open(self, lost_seconds: float = 0.0) -> bool:
         """Open a connection, which the caller has counted as opening, for whoever takes it first.
 
         False if that failed while others work, so one of them will do.
         """
         line = None
+        began = time.monotonic()
         try:
-            line = _Line(self._connect(), idle_since=time.monotonic())
+            line = _Line(self._connect(lost_seconds), idle_since=time.monotonic())
         except SyncerError as error:
             with self._changed:
                 self._open_after = time.monotonic() + REOPEN_AFTER_SECONDS
-                others = self._lines or self._opening > 1
-                hopeless = not others or not isinstance(error, OfflineError)
+                hopeless = not self._others_work(began) or not isinstance(error, OfflineError)
             if hopeless:
                 self._tell_waiters(error)
                 raise
@@ -271,6 +281,13 @@ class Pool:
         if line and self._closed:
             line.connection.close()
         return line is not None
+
+    def _others_work(self, since: float) -> bool:
+        """Whether there may be a connection that works, after one that was begun then failed."""
+        if time.monotonic() - since < QUICK_SECONDS:
+            return bool(self._lines) or self._opening > 1
+        # It was no refusal but silence. Whoever waited for it must not wait for another's.
+        return any(not line.callers or line.connection.heard_at > since for line in self._lines)
 
     def _give_back(self, line: _Line, urgent: bool, keep: bool) -> None:
         now = time.monotonic()

@@ -23,18 +23,18 @@ TRANSPORTS = ("auto", "ssh", "paramiko")
 
 
 class SftpRemote(FileRemote):
-    """Objects in a folder on a server; `connect` opens one stream to it."""
+    """Objects in a folder on a server; `make_stream` makes one to it, to be opened in a time."""
 
     def __init__(
         self,
         location: Location,
-        connect: Callable[[], Stream],
+        make_stream: Callable[[float], Stream],
         connections: int,
         timeout_seconds: float,
     ) -> None:
         super().__init__(str(location))
         self._location = location
-        self._open_stream = connect
+        self._make_stream = make_stream
         self._timeout_seconds = timeout_seconds
         self._windows = Windows()
         self._pool = Pool(self.name, self._connect, connections)
@@ -43,17 +43,21 @@ class SftpRemote(FileRemote):
         self._greeting: set[Stream] = set()
         self._closed = False
 
-    def _connect(self) -> Connection:
+    def _connect(self, lost_seconds: float) -> Connection:
         """Open a connection. Its end, here, is no reason to try another at once."""
+        timeout_seconds = self._timeout_seconds
+        # A ping takes half of it at most.
+        limit_seconds = max(timeout_seconds - lost_seconds, timeout_seconds / 2)
         try:
-            stream = self._open_stream()
+            stream = self._make_stream(limit_seconds)
             with self._lock:
                 self._greeting.add(stream)
                 closed = self._closed
             try:
                 if closed:
                     stream.close()
-                return open_connection(stream, self._timeout_seconds, self._windows)
+                stream.open()
+                return open_connection(stream, timeout_seconds, self._windows, lost_seconds)
             finally:
                 with self._lock:
                     self._greeting.discard(stream)
@@ -128,13 +132,13 @@ def open_server(
             "there is no ssh program: install openssh-client, or use the transport paramiko"
         )
     if has_ssh and transport != "paramiko":
-        connect: Callable[[], Stream] = partial(SshStream, location, timeout_seconds, ssh_config)
+        make_stream: Callable[[float], Stream] = partial(SshStream, location, ssh_config)
     else:
-        connect = partial(_paramiko_stream, location, timeout_seconds, ssh_config)
-    return SftpRemote(location, connect, connections, timeout_seconds)
+        make_stream = partial(_paramiko_stream, location, ssh_config)
+    return SftpRemote(location, make_stream, connections, timeout_seconds)
 
 
-def _paramiko_stream(location: Location, timeout_seconds: float, ssh_config: Path | None) -> Stream:
+def _paramiko_stream(location: Location, ssh_config: Path | None, limit_seconds: float) -> Stream:
     from .native import ParamikoStream
 
-    return ParamikoStream(location, timeout_seconds, ssh_config)
+    return ParamikoStream(location, ssh_config, limit_seconds)

@@ -55,9 +55,10 @@ class StatusError(TemporaryError):
 class Session:
     """One caller's requests on a connection that others may use as well. For one thread."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, lost_seconds: float = 0.0) -> None:
+        """`lost_seconds`: for how long this caller has waited for the server in vain already."""
         self._connection = connection
-        self._inbox = connection.inbox()
+        self._inbox = connection.inbox(lost_seconds)
         self.server = connection.server
 
     @property
@@ -183,10 +184,13 @@ class Session:
 
 
 def open_connection(
-    stream: Stream, timeout_seconds: float, windows: Windows | None = None
+    stream: Stream,
+    timeout_seconds: float,
+    windows: Windows | None = None,
+    lost_seconds: float = 0.0,
 ) -> Connection:
     """Greet the server at a stream, and learn what it takes at once; closes it on an error."""
-    connection = Connection(stream, timeout_seconds, windows)
+    connection = Connection(stream, timeout_seconds, windows, lost_seconds)
     try:
         if b"limits@openssh.com" in connection.server.extensions:
             asked_at = time.monotonic()

@@ -174,13 +174,17 @@ class ChildSocket:
 class SshStream:
     """A connection through `ssh`; see `connection.Stream`."""
 
-    def __init__(self, location: Location, timeout_seconds: float, ssh_config: Path | None):
+    def __init__(self, location: Location, ssh_config: Path | None, limit_seconds: float) -> None:
         self.name = str(location)
         self._host = location.host
-        words = command(location, timeout_seconds, ssh_config)
+        words = command(location, limit_seconds, ssh_config)
         self._child = ChildSocket(with_quick_cipher(words, location, ssh_config))
         # Another thread receives than sends, and a time limit belongs to a socket object.
         self._receiver = self._child.socket.dup()
+
+    def open(self) -> None:
+        # The child connects by itself. Its first bytes, or its end, tell how that went.
+        pass
 
     def send(self, buffers: Sequence[Data], limit_seconds: float) -> None:
         connection = self._child.socket

@@ -159,11 +159,10 @@ def test_a_killed_take_over_goes_on(
     tmp_path: Path, killer: Killer, remote: Path, most: int
 ) -> None:
     assert killer.run("clone", tmp_path / "clone", remote) == 0
-    most = min(most, 60)
-    steps, step = 0, 0
-    for number in range(most + 1):
-        # The first one is not killed: it shows how many steps there are.
-        step = chosen(steps, most)[number - 1] if number else 0
+    # The first one is not killed: it shows how many steps there are.
+    waiting = [0]
+    while waiting:
+        step = waiting.pop(0)
         copy = tmp_path / f"remote{step}"
         shutil.copytree(remote, copy)
         for name in ("clone", "laptop"):
@@ -175,7 +174,7 @@ def test_a_killed_take_over_goes_on(
             status = killer.run(*machine.words("--take-over"), kill_at=step)
             assert status == 0 or step, killer.said
             if not step:
-                steps = killer.steps
+                waiting = chosen(killer.steps, most)
             elif status or killer.steps >= step:
                 # Or it had come to serve, and its process died then.
                 wait_for(lambda: not is_alive(machine.pid))  # noqa: B023
@@ -200,26 +199,27 @@ def test_a_killed_umount_loses_nothing(
 ) -> None:
     """Whichever of the two processes dies: the command's or the mount's."""
     laptop = Laptop(tmp_path, "laptop", remote)
-    most = min(most, 60)
-    steps = 0
+    waiting = [0]
+    closed: set[str] = set()
     try:
-        for number in range(most + 1):
-            step = chosen(steps, most)[number - 1] if number else 0
+        while waiting:
+            step = waiting.pop(0)
             assert killer.run(*laptop.words()) == 0, killer.said
             laptop.follow_process()
             for name in list(laptop.path.iterdir()):
                 assert name.read_bytes() == CONTENT, (step, name)
             names = {path.name for path in laptop.path.iterdir()}
-            assert names == {"file", *(f"closed{before}" for before in range(number))}
+            assert names == {"file", *closed}
             pid = laptop.pid
-            (laptop.path / f"closed{number}").write_bytes(CONTENT)
+            (laptop.path / f"closed{step}").write_bytes(CONTENT)
+            closed.add(f"closed{step}")
             killer.arm(step)
             killer.start("umount", laptop.path)
             if is_mounted(laptop.path) and is_alive(pid):
                 # The command died before it came to anything.
                 assert killer.start("umount", laptop.path) == 0, killer.said
             laptop.wait_ended()
-            steps = steps or killer.steps
+            waiting = waiting if step else chosen(killer.steps, most)
             killer.disarm()
     finally:
         laptop.clean_up()
