@@ -46,6 +46,10 @@ _SERVER_POWER = (
     "faults/test_server_power.py::test_a_power_cut_of_the_server_loses_nothing_that_only_it_had"
 )
 
+_SEGMENTS_POWER = (
+    "faults/test_segments_power.py::test_a_rebuilding_after_a_power_cut_has_what_the_last_round_had"
+)
+
 MUTATIONS = (
     Mutation(
         1, "replaced blocks go without a sync of what replaces them", _LEDGER,
@@ -250,6 +254,31 @@ MUTATIONS = (
         8, "a checkpoint takes chunks that have changed since", _PUBLISH,
         '            forget_touched(self._db, self._db.get_meta("published") + 1, last)\n', "",
         "test_exchange.py::test_a_checkpoint_costs_what_changed",
+    ),
+    Mutation(
+        8, "local segment files are not synced", "exchange/journal.py",
+        "            os.fsync(descriptor)\n        finally:\n            os.close(descriptor)\n"
+        "        os.rename",
+        "            pass\n        finally:\n            os.close(descriptor)\n        os.rename",
+        _SEGMENTS_POWER,
+    ),
+    Mutation(
+        8, "the folder of local segment files is not synced", "exchange/journal.py",
+        "        _sync_folder(self._folder)\n", "", _SEGMENTS_POWER,
+    ),
+    Mutation(
+        8, "local segment files come before what they say is safe", _COMMITTER,
+        "            self._blocks.sync_all()\n            if newest",
+        "            self._journal(newest)\n"
+        "            self._blocks.sync_all()\n            if newest",
+        _SEGMENTS_POWER,
+    ),
+    Mutation(
+        8, "what local segment files name goes before there are new ones", _COMMITTER,
+        "            try:\n                self._journal(newest)\n",
+        "            self._blocks.collect()\n"
+        "            try:\n                self._journal(newest)\n",
+        _SEGMENTS_POWER,
     ),
     Mutation(
         9, "a former writer does not look after its segment", _PUBLISH,

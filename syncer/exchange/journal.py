@@ -199,11 +199,13 @@ class Journal:
     def _write_file(self, name: str, data: bytes) -> None:
         temporary = self._folder / f"{name}.tmp"
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb", buffering=0) as file:
+        try:
             rest = memoryview(data)
             while rest:
-                rest = rest[file.write(rest) :]
+                rest = rest[os.write(descriptor, rest) :]
             os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         os.rename(temporary, self._folder / name)
 
     def _remove(self, files: list[_File]) -> None:
@@ -211,7 +213,8 @@ class Journal:
             name = _name(file.first, file.last)
             # The head first: without it nobody looks at the parts.
             for end in ("", *(f".{part}" for part in range(1, file.parts + 1))):
-                (self._folder / f"{name}{end}").unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._folder / f"{name}{end}")
 
     def _write_patches(self, reader: Reader, closed: int) -> None:
         """The patches over what the files have: of what has changed since, those of the last

@@ -7,9 +7,9 @@ One round, and what a power cut after each step leaves:
 2. the epoch is closed                  nothing new; changes from here on belong to the next one
 3. block files are synced, marked so    the rows of this epoch may still be lost, not mixed up
 4. the database is synced               everything up to the closed epoch is safe
-5. what is superseded is unlinked       a file without a row, which the next sweep removes
-6. the epoch is in a local segment      a round that lacks it is made up for by the next one;
+5. the epoch is in a local segment      a round that lacks it is made up for by the next one;
    file, see `exchange.journal`         only the rebuilding of a damaged database needs it
+6. what is superseded is unlinked       a file without a row, which the next sweep removes
 
 fsync takes steps 1, 3 and 4 for one file, at once.
 """
@@ -95,10 +95,12 @@ class Committer:
             if newest != self._db.get_meta("durable"):
                 self._db.set_meta("durable", newest)
             self._db.sync()
-            self._blocks.collect()
-            self._blocks.save_order()
-            if self._db.wal_bytes() > _WAL_BYTES:
-                self._db.checkpoint()
-            self._journal(newest)
+            try:
+                self._journal(newest)
+            finally:
+                self._blocks.collect()
+                self._blocks.save_order()
+                if self._db.wal_bytes() > _WAL_BYTES:
+                    self._db.checkpoint()
             self.error = ""
         self._on_closed()

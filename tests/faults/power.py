@@ -1,10 +1,12 @@
 """A data directory whose disk forgets, at a power cut, what was not synced.
 
 The real code writes to a real folder. The calls by which it changes and syncs files are watched at
-the two modules that make them, `blocks.cache` and `metadata.db` (and SQLite's own syncs by a VFS
-above the usual one). `cut` then makes another folder, as the disk may look when the power is back:
+the modules that make them, `blocks.cache`, `exchange.journal` and `metadata.db` (and SQLite's own
+syncs by a VFS above the usual one). `cut` then makes another folder, as the disk may look when the
+power is back:
 
-- a block file whose content was not synced is there whole, in part, empty, as zeros, or not at all;
+- a block file or local segment file whose content was not synced is there whole, in part, empty, as
+  zeros, or not at all;
 - a name that was made, replaced or removed in a folder that was not synced is new or old;
 - each sector of 512 bytes of the database and its WAL is as it is now, or as it was synced last.
 
@@ -24,6 +26,7 @@ import apsw
 import pytest
 
 from syncer.blocks import cache
+from syncer.exchange import journal
 from syncer.metadata import db
 
 _SECTOR_BYTES = 512
@@ -61,13 +64,14 @@ class Disk:
         watched = _Os(self)
         self._patch.setattr(cache, "os", watched)
         self._patch.setattr(db, "os", watched)
+        self._patch.setattr(journal, "os", watched)
         self._patch.setattr(cache, "_libc", watched)
         return self
 
     def _take_up(self) -> None:
         """What is there already is safe."""
-        for path in map(str, self.folder.glob("blocks/*/*")):
-            if self._is_block(path):
+        for path in map(str, [*self.folder.glob("blocks/*/*"), *self.folder.glob("segments/*")]):
+            if self._is_watched(path):
                 inode = _Inode()
                 inode.is_synced = True
                 self._names[path] = [(inode, Path(path).read_bytes())]
@@ -90,12 +94,15 @@ class Disk:
         if self.effects_left < 0:
             raise PowerCutError
 
-    def _is_block(self, path: str) -> bool:
+    def _is_watched(self, path: str) -> bool:
+        """Whether it is a block or a local segment file, and not one that is being written."""
+        if path.startswith(f"{self.folder}/segments/"):
+            return not path.endswith(".tmp")
         return path.startswith(f"{self.folder}/blocks/") and "/incoming/" not in path
 
     def changed(self, path: str, inode: _Inode | None) -> None:
-        """A block's name leads to another file, or to none."""
-        if self._is_block(path):
+        """A name leads to another file, or to none."""
+        if self._is_watched(path):
             states = self._names.setdefault(path, [None])
             states.append((inode, Path(path).read_bytes()) if inode is not None else None)
 
@@ -135,6 +142,8 @@ class Disk:
         return self.random.random() < 0.5
 
     def _torn(self, content: bytes) -> bytes:
+        if not content:
+            return content
         length = self.random.randrange(len(content))
         zeros = bytes(len(content) - length)
         return self.random.choice(
@@ -175,19 +184,20 @@ class _Os:
         self._disk.effect()
         return os.write(descriptor, data)
 
-    def rename(self, source: str, target: str) -> None:
+    def rename(self, old: Any, new: Any) -> None:
         self._disk.effect()
-        os.rename(source, target)
+        os.rename(old, new)
+        source, target = os.fspath(old), os.fspath(new)
         inode = self._inodes.pop(source)
         self._inodes[target] = inode
         self._disk.changed(source, None)
         self._disk.changed(target, inode)
 
-    def unlink(self, path: str) -> None:
+    def unlink(self, path: Any) -> None:
         self._disk.effect()
         os.unlink(path)
-        self._inodes.pop(path, None)
-        self._disk.changed(path, None)
+        self._inodes.pop(os.fspath(path), None)
+        self._disk.changed(os.fspath(path), None)
 
     def fsync(self, descriptor: int) -> None:
         self._disk.effect()
