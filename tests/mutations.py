@@ -281,6 +281,10 @@ MUTATIONS = (
         _SEGMENTS_POWER,
     ),
     Mutation(
+        8, "small rewrites are taken for those of any epoch", "exchange/journal.py",
+        "if epoch <= newest), default=0", "), default=0", _SEGMENTS_POWER,
+    ),
+    Mutation(
         9, "a former writer does not look after its segment", _PUBLISH,
         "        check_writer()\n        self._commit(", "        self._commit(",
         "test_exchange.py::test_a_segment_that_comes_too_late_is_a_branch",

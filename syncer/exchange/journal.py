@@ -5,17 +5,19 @@ If the database is damaged, a new one is made of what the remote has and of thes
 
     <folder>/<first>-<last>       what began or ended in these epochs, as in the log
     <folder>/<first>-<last>.1     further parts of it
-    <folder>/patches              the rows of table `patch`
+    <folder>/patches              the rows of table `patch`, as of the newest epochs
     <folder>/marks                the marks that this data directory knows as its own: `identity`
 
 One round, and what a crash after each step leaves:
 
 1. the database is synced, up to the        these epochs are safe in the database; the next start's
    epochs that the files are to have        first round writes their files
-2. the parts, then the head, each under     litter that the next start removes
+2. `patches`, with what goes with the       both; a reader takes those of the epochs that it has
+   newest files now, and with the next
+3. the parts, then the head, each under     litter that the next start removes
    another name, synced, and renamed
-3. the folder is synced                     the database and the files say the same
-4. files that are published, or whose       some are left. They say what others say, and readers
+4. the folder is synced                     the database and the files say the same
+5. files that are published, or whose       some are left. They say what others say, and readers
    epochs a later one has, are removed      leave out what they know
 
 So the database is never behind the files. If it is, somebody has put an old one in its place.
@@ -66,6 +68,8 @@ _MERGED_FILES = 16
 _PATCHES = "patches"
 _MARKS = "marks"
 _LENGTH = struct.Struct("<I")
+_SECTION = struct.Struct("<QQ")
+"""Of a section in `patches`: the epoch from which on it is right, and its bytes."""
 
 Patch = tuple[int, int, int, bytes, int, int]
 """A row of table `patch`."""
@@ -94,7 +98,10 @@ class Journal:
         #: None: not known to be that of the newest file, so the next one is written anew.
         self._identity: Identity | None = None
         self._patches: dict[int, bytes] = {}
-        self._written_patches: bytes | None = None
+        #: What `patches` holds: those above each of these epochs.
+        self._sections: dict[int, bytes] = {}
+        with contextlib.suppress(CorruptError):
+            self._sections = _read_sections(folder)
         self._has_failed = False
         #: What the last call saw: with the same again there is nothing to do.
         self._state: tuple[object, ...] | None = None
@@ -123,8 +130,8 @@ class Journal:
             return
         try:
             with self._db.snapshot() as reader:
-                self._write_epochs(reader, closed)
                 self._write_patches(reader, closed)
+                self._write_epochs(reader, closed)
             self._state = state
             self._has_failed = False
         except OSError as error:
@@ -238,10 +245,21 @@ class Journal:
             if node not in changed
         }
         self._patches = {**fresh, **kept}
-        data = b"".join(_LENGTH.pack(len(one)) + one for one in self._patches.values())
-        if data != (self._written_patches or b"") or self._written_patches is None:
-            self._put([(_PATCHES, data)])
-            self._written_patches = data
+        self._put_patches(
+            closed, b"".join(_LENGTH.pack(len(one)) + one for one in self._patches.values())
+        )
+
+    def _put_patches(self, closed: int, data: bytes) -> None:
+        """Have the patches above epoch `closed` in the file, beside those above the newest file."""
+        before = max((epoch for epoch in self._sections if epoch <= self._last()), default=0)
+        former = self._sections.get(before, b"")
+        sections = {before: former} if former or data else {}
+        if data != former:
+            sections[closed] = data
+        if sections != self._sections:
+            parts = (_SECTION.pack(key, len(one)) + one for key, one in sections.items())
+            self._put([(_PATCHES, b"".join(parts))])
+            self._sections = sections
 
 
 def _name(first: int, last: int) -> str:
@@ -327,20 +345,34 @@ def read_marks(folder: Path) -> list[str]:
         return []
 
 
-def read_patches(folder: Path, seed: int) -> list[Patch]:
-    """All rows of table `patch` as of the last round. Raises CorruptError."""
-    path = folder / _PATCHES
-    if not path.exists():
-        return []
-    data = path.read_bytes()
+def read_patches(folder: Path, seed: int, newest: int) -> list[Patch]:
+    """All rows of table `patch` above an epoch, the newest one there is. Raises CorruptError."""
+    sections = _read_sections(folder)
+    data = sections.get(max((epoch for epoch in sections if epoch <= newest), default=0), b"")
     found: list[Patch] = []
     while data:
         if len(data) < _LENGTH.size:
-            raise CorruptError(f"{path} is damaged")
+            raise CorruptError(f"{folder / _PATCHES} is damaged")
         end = _LENGTH.size + _LENGTH.unpack_from(data)[0]
         payload = decode_envelope(b"PTCH", data[_LENGTH.size : end], seed, MAX_PAYLOAD_BYTES)
         found += [tuple(row) for row in msgpack.unpackb(payload)]
         data = data[end:]
+    return found
+
+
+def _read_sections(folder: Path) -> dict[int, bytes]:
+    path = folder / _PATCHES
+    data = path.read_bytes() if path.exists() else b""
+    found: dict[int, bytes] = {}
+    while data:
+        if len(data) < _SECTION.size:
+            raise CorruptError(f"{path} is damaged")
+        epoch, size_bytes = _SECTION.unpack_from(data)
+        section = data[_SECTION.size : _SECTION.size + size_bytes]
+        if len(section) < size_bytes:
+            raise CorruptError(f"{path} is damaged")
+        found[epoch] = section
+        data = data[_SECTION.size + size_bytes :]
     return found
 
 

@@ -284,7 +284,7 @@ class _Local:
 
     def _apply_patches(self, db: Database, done: Rebuilt) -> None:
         try:
-            patches = read_patches(self._folder, self._seed)
+            patches = read_patches(self._folder, self._seed, done.newest)
         except CorruptError as error:
             done.problems.append(str(error))
             return
