@@ -129,7 +129,9 @@ def serve(
 
     operations = operations_of(caller)
     operations.set_abandoned_probe(is_abandoned)
-    operations.set_asked(lambda: request_of(module.fuse_get_context()[2]))
+    operations.set_asked(
+        lambda: request_of(module.fuse_get_context()[2]), lambda: module.fuse_get_context()[2]
+    )
     arguments = _arguments(version, module, options)
     try:
         binding(

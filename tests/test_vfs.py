@@ -179,6 +179,7 @@ def test_a_crash_between_the_halves_of_a_rename_brings_the_target_back(rig: VfsR
     rig.make(b"/target", b"old")
     rig.make(b"/new", b"new")
     rig.vfs.open(b"/target", os.O_RDONLY)
+    rig.vfs.hidden.asked = lambda: Request.RENAME
     hide(rig, b"/target")
     rig.reopen()
     assert rig.list(b"/") == [b"new", b"target"]
@@ -189,6 +190,7 @@ def test_a_crash_between_the_halves_brings_one_of_several_names_back(rig: VfsRig
     rig.make(b"/target", b"old")
     rig.vfs.link(b"/target", b"/other")
     rig.vfs.open(b"/target", os.O_RDONLY)
+    rig.vfs.hidden.asked = lambda: Request.RENAME
     hide(rig, b"/target")
     rig.reopen()
     assert rig.list(b"/") == [b"other", b"target"]
@@ -262,6 +264,84 @@ def test_a_file_that_libfuse_forgets_to_remove_goes_with_its_last_handle(rig: Vf
     assert rig.list(b"/") == [b"two"]
     assert rig.tree.orphans() == []
     assert rig.vfs.totals() == (2, 7)
+
+
+def replace_open(rig: VfsRig, path: bytes) -> tuple[int, bytes]:
+    """What libfuse does for a rename of /new over an open file: its first call. Returns a handle of
+    the file, and its hidden name."""
+    rig.vfs.hidden.asked = lambda: Request.RENAME
+    rig.vfs.hidden.linger_seconds = 3600.0
+    handle = rig.vfs.open(path, os.O_RDWR)
+    return handle, hide(rig, path)
+
+
+def test_a_replaced_file_can_be_opened_for_a_moment_by_who_found_it_before(rig: VfsRig) -> None:
+    rig.make(b"/file", os.urandom(300_000))
+    old, new = rig.read(b"/file"), b"new"
+    rig.make(b"/new", new)
+    handle, hidden = replace_open(rig, b"/file")
+    # Kept as a patch; nobody has it open between the two.
+    rig.vfs.write(handle, memoryview(b"patch"), 1000)
+    rig.vfs.rename(b"/new", b"/file")
+    rig.vfs.release(handle)
+    assert rig.read(b"/file") == new
+    assert rig.read(hidden) == old[:1000] + b"patch" + old[1005:]
+    assert rig.vfs.getattr(hidden).nlink == 0
+    rig.round(seal=True)
+    assert rig.read(hidden) == old[:1000] + b"patch" + old[1005:]
+    late = rig.vfs.open(hidden, os.O_RDONLY)
+    rig.vfs.hidden.let_go(at_once=True)
+    assert rig.vfs.files.read_into(late, memoryview(bytearray(5)), 1000) == 5
+    rig.vfs.release(late)
+    fails(errno.ESTALE, rig.vfs.open, hidden, os.O_RDONLY)
+    rig.round(seal=True)
+    assert rig.vfs.totals() == (2, len(new))
+    assert rig.vfs.files.unsaved_count() == 0
+
+
+def test_a_replaced_file_that_lingers_goes_in_the_round_and_at_the_end(rig: VfsRig) -> None:
+    for number, ending in enumerate((rig.round, rig.vfs.hidden.stop)):
+        rig.make(b"/file", b"old" * 100_000)
+        rig.make(b"/new", b"new")
+        handle, _ = replace_open(rig, b"/file")
+        rig.vfs.rename(b"/new", b"/file")
+        rig.vfs.release(handle)
+        assert rig.vfs.totals()[0] == 3
+        if not number:
+            rig.vfs.hidden._lingering = dict.fromkeys(rig.vfs.hidden._lingering, 0.0)
+        ending()
+        assert rig.vfs.totals() == (2, 3)
+        rig.vfs.unlink(b"/file")
+
+
+def test_a_kill_takes_replaced_files_that_linger(rig: VfsRig) -> None:
+    rig.make(b"/file", b"old" * 100_000)
+    rig.make(b"/new", b"new")
+    handle, _ = replace_open(rig, b"/file")
+    rig.vfs.rename(b"/new", b"/file")
+    rig.vfs.release(handle)
+    rig.restart()
+    assert rig.vfs.totals() == (2, 3)
+    assert rig.read(b"/file") == b"new"
+
+
+def test_between_the_two_calls_of_a_rename_the_target_is_still_there(rig: VfsRig) -> None:
+    rig.make(b"/file", b"old")
+    rig.make(b"/new", b"new")
+    handle, _ = replace_open(rig, b"/file")
+    # Of other threads: one's own next call would be the second one.
+    seen = []
+    other = threading.Thread(
+        target=lambda: seen.extend((rig.vfs.getattr(b"/file").size, rig.read(b"/file")))
+    )
+    other.start()
+    other.join()
+    assert seen == [3, b"old"]
+    rig.vfs.rename(b"/new", b"/file")
+    assert rig.read(b"/file") == b"new"
+    rig.vfs.release(handle)
+    rig.vfs.unlink(b"/file")
+    fails(errno.ENOENT, rig.vfs.getattr, b"/file")
 
 
 def test_what_was_to_be_saved_of_a_removed_file_goes_with_it(rig: VfsRig) -> None:

@@ -87,6 +87,7 @@ class Committer:
         With `seal`, small rewrites become blocks as well, to be uploaded.
         """
         with self._round_lock:
+            self._vfs.hidden.let_go()
             self._vfs.files.flush_all(seal=seal)
             # What was saved now shows since it was written; nobody has to be told again.
             self._vfs.take_stale_paths()

@@ -129,6 +129,7 @@ class Vfs:
 
     def getattr(self, target: Target) -> Node:
         """The attributes, with what is only buffered so far."""
+        self.hidden.replacing.looked_up(target)
         node = self.files.overlaid(self._find(target))
         if node.nlink and self.hidden.is_counted(target, node.id):
             node = node.changed(nlink=node.nlink + 1)
@@ -281,10 +282,10 @@ class Vfs:
         if self.read_only is not None:
             raise _error(errno.EROFS)
         if not flags:
-            self.hidden.before_rename(self._parent(old), self._parent(new))
+            self.hidden.before_rename(self._parent(old), self._parent(new), new)
         with self.files.lock, self._tree.transaction():
             # In the same transaction as the rename whose first half it is.
-            self.hidden.settle()
+            self.hidden.settle_removal()
             old_parent, old_name = self._parent(old)
             new_parent, new_name = self._parent(new)
             node = self._existing(old_parent, old_name)
@@ -303,6 +304,7 @@ class Vfs:
                     return
                 self._make_way(new_parent, new_name, node, self._node(number))
             self._tree.rename(old_parent.id, old_name, new_parent.id, new_name)
+        self.hidden.renamed(new)
         if number is not None:
             self.files.forget(number)
 
@@ -381,6 +383,7 @@ class Vfs:
             if node.is_dir:
                 raise _error(errno.EISDIR)
             handle = self.files.open(node, writable=writable)
+        self.hidden.replacing.opened()
         if flags & os.O_TRUNC:
             self._drop_privileges(node.id, caller)
             self.files.truncate(handle, 0)

@@ -385,7 +385,7 @@ class Files:
         if opened.past:
             del self._handles[handle]
             return False
-        nameless = False
+        is_gone = False
         try:
             if file.dirty_since_ns is not None:
                 file.flush()
@@ -398,12 +398,13 @@ class Files:
                 if is_last:
                     self._note_closing(file.node_id)
                 node = self._tree.node(file.node_id)
-                nameless = is_last and (node is None or not node.nlink)
-                if is_last and (nameless or file.dirty_since_ns is None):
+                # One that has only lost its name may be opened again: see `hidden`.
+                is_gone = is_last and node is None
+                if is_last and (is_gone or file.dirty_since_ns is None):
                     del self._files[file.node_id]
-            if nameless:
+            if is_gone:
                 file.discard()
-        if opened.was_read and self.update_atime and node is not None and not nameless:
+        if opened.was_read and self.update_atime and node is not None and node.nlink:
             self._note_reading(node)
         return is_last
 

@@ -16,9 +16,12 @@ name. So a file goes when its removal is final and its last handle is closed, wh
 and whether libfuse asks for it or not.
 
 The hidden name, too, outlives the removal: libfuse goes on asking by it for what the kernel knew
-before, as when a program opens a file at the very moment when it is replaced. While the file is
-still open, the name leads to it. Else the answer is ESTALE, upon which the kernel looks its path up
-anew and finds what is there now; ENOENT it would pass on to the program.
+before, as when a program opens a file at the very moment when it is replaced. So a file that was
+replaced stays for a moment, though nobody has it open, and the name leads to it: who was that late
+has opened it before. After that the answer is ESTALE, upon which the kernel looks its path up anew
+and finds what is there now; ENOENT it would pass on to the program.
+
+Between the two calls of a rename the target's place is empty. Who looks there finds the target.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import errno
 import os
 import re
 import threading
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -34,6 +38,7 @@ from syncer.blocks.store import Blocks
 from syncer.metadata.tree import Node, Tree
 from syncer.vfs.caller import Request
 from syncer.vfs.files import Files
+from syncer.vfs.replacing import Replacing
 
 #: What libfuse makes of two 32-bit numbers: the file's, and a counter.
 _NAME = re.compile(rb"\.fuse_hidden[0-9a-f]{16}")
@@ -43,6 +48,8 @@ _NOTICES_SECONDS = 10.0
 _FORMER_NAMES = 4096
 #: A rename follows its first half within microseconds.
 _PROVISIONAL_SECONDS = 0.02
+#: How long a call may be under way, on a busy machine, since the kernel found its file by name.
+_LINGERS_SECONDS = 1.0
 
 
 class _Taken(NamedTuple):
@@ -63,17 +70,28 @@ class HiddenFiles:
         self._nodes: dict[tuple[int, bytes], int] = {}
         #: Hidden names that are removed; the oldest first.
         self._former: dict[tuple[int, bytes], int] = {}
+        self.replacing = Replacing()
+        #: How long a replaced file stays.
+        self.linger_seconds = _LINGERS_SECONDS
+        #: Replaced files -> when they may go; the next one first.
+        self._lingering: dict[int, float] = {}
         #: What the program asked for whose call this thread is at; set by the binding.
         self.asked: Callable[[], Request] = lambda: Request.UNKNOWN
         #: thread -> the name that it took away last; a rename to it may follow.
         self._taken: dict[int, tuple[int, bytes]] = {}
+        #: thread -> (that name, its file), while it is sure that a rename follows.
+        self._awaited: dict[int, tuple[tuple[int, bytes], int]] = {}
         #: thread -> (what it took away, and may yet put another file there; when it no longer may)
         self._provisional: dict[int, tuple[_Taken, threading.Timer]] = {}
 
     def find(self, parent: int, name: bytes) -> int | None:
-        """The node behind a hidden name, or None; ESTALE where there was one."""
+        """The node behind a name that is hidden, or that a rename is about to replace; or None.
+        ESTALE where there was one."""
         if (number := self._nodes.get((parent, name))) is not None:
             return number
+        for place, target in list(self._awaited.values()):
+            if place == (parent, name):
+                return target
         number = self._former.get((parent, name))
         if number is not None and self._tree.node(number) is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
@@ -110,6 +128,11 @@ class HiddenFiles:
             if asked is Request.REMOVAL:
                 self._remove(node.id)
                 return
+            if asked is Request.RENAME:
+                self._awaited[threading.get_ident()] = place, node.id
+            if self.linger_seconds:
+                self._lingering.pop(node.id, None)
+                self._lingering[node.id] = time.monotonic() + self.linger_seconds
             self._tree.provisional.note(*place, node.id)
             thread, taken = threading.get_ident(), _Taken(*place, node.id)
             seconds = _PROVISIONAL_SECONDS if asked is Request.UNKNOWN else _NOTICES_SECONDS
@@ -120,14 +143,46 @@ class HiddenFiles:
 
     def settle(self) -> None:
         """What this thread hid before its present call is final: call this first in every call."""
+        self._awaited.pop(threading.get_ident(), None)
+        self.settle_removal()
+        self.let_go()
+
+    def settle_removal(self) -> None:
+        """The same in the transaction of the rename whose first half it was."""
         if self._provisional:
             self._settle(threading.get_ident(), None)
 
-    def before_rename(self, old: tuple[Node, bytes], new: tuple[Node, bytes]) -> None:
-        """A file that is about to replace another one is whole on the disk first.
+    def renamed(self, path: bytes) -> None:
+        """What was at `path`, and may have been hidden for that, has been replaced."""
+        self._awaited.pop(threading.get_ident(), None)
+        self.replacing.replaced(path)
+
+    def let_go(self, *, at_once: bool = False) -> None:
+        """Remove replaced files that nobody may ask for any more. The caller holds no lock."""
+        if not self._lingering:
+            return
+        now = time.monotonic()
+        gone = []
+        with self._files.lock:
+            for number, due in list(self._lingering.items()):
+                if due > now and not at_once:
+                    break
+                del self._lingering[number]
+                self._remove(number)
+                gone.append(number)
+        for number in gone:
+            self._files.forget(number)
+
+    def before_rename(
+        self, old: tuple[Node, bytes], new: tuple[Node, bytes], path: bytes = b""
+    ) -> None:
+        """A file that is about to replace another one, at `path`, is whole on the disk first.
 
         Else a power cut after the rename could cost both.
         """
+        if self._taken.get(threading.get_ident()) != (new[0].id, new[1]):
+            # Who has hidden the target can't go back.
+            self.replacing.step_aside(path)
         with self._files.lock, self._tree.transaction():
             number = self._tree.lookup(old[0].id, old[1])
             node = None if number is None else self._tree.node(number)
@@ -165,6 +220,7 @@ class HiddenFiles:
         """The file system ends: no call follows any more, and all that was hidden is final."""
         for thread in list(self._provisional):
             self._settle(thread, None)
+        self.let_go(at_once=True)
 
     def _settle(self, thread: int, only: _Taken | None) -> None:
         with self._files.lock:
@@ -204,11 +260,14 @@ class HiddenFiles:
             for place in [place for place, node in self._nodes.items() if node == number]:
                 self._forget(place)
             self._remove(number)
+        self._files.forget(number)
 
     def _remove(self, number: int) -> None:
         """Remove a file if it has no name, gets none back and is closed. Holds the lock."""
         node = self._tree.node(number)
         if node is None or node.nlink or self._files.is_open(number):
+            return
+        if number in self._lingering:
             return
         if all(number != taken.node for taken, _ in self._provisional.values()):
             with self._tree.transaction():
