@@ -48,6 +48,8 @@ class PruneRig(VfsRig):
     def __init__(self, folder: Path, remote: MemoryRemote | None = None) -> None:
         self.now_ns = 1_700_000_000 * SECOND_NS
         self.grace_seconds = 0
+        #: Settings that say what to keep without a command.
+        self.policy: dict[str, int] = {}
         self._shared = remote
         super().__init__(folder)
 
@@ -94,7 +96,10 @@ class PruneRig(VfsRig):
             self.exchange,
             self.remote,
             config=lambda: Config(
-                remote="memory", limit_bytes=self.limit_bytes, grace_seconds=self.grace_seconds
+                remote="memory",
+                limit_bytes=self.limit_bytes,
+                grace_seconds=self.grace_seconds,
+                **self.policy,
             ),
             close_epoch=lambda: self.round(seal=True),
             clock_ns=self.clock_ns,

@@ -60,6 +60,11 @@ class Garbage:
             [(block_id, now_ns) for block_id in block_ids],
         )
 
+    def begin_by(self, now_ns: int) -> None:
+        """Nothing is garbage since a time to come, as a clock that was ahead has noted it."""
+        with self._db.transaction():
+            self._db.execute("UPDATE garbage SET since_ns = ?1 WHERE since_ns > ?1", (now_ns,))
+
     def since(self, block_ids: Iterable[bytes]) -> dict[bytes, int]:
         """Which of these are garbage still, and since when, in ns since 1970."""
         with self._db.lock:

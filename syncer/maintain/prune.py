@@ -53,6 +53,11 @@ _TELL_SECONDS = 0.5
 _FORGET_SECONDS = 2 * 3600
 #: After each step others have as much time as it took, but not more than this.
 _LONGEST_REST_SECONDS = 0.05
+#: Between two moments this is a leap of the clock, until as much as a day of changes follows it.
+_LEAP_SECONDS = 30 * 86400
+_DAY_SECONDS = 86400
+#: For what is not to be deleted now.
+_CENTURY_SECONDS = 100 * 366 * 86400
 _SECOND_NS = 10**9
 
 
@@ -104,6 +109,7 @@ class Pruner:
         )
         self._kicked = threading.Event()
         self._pause_seconds = 0.0
+        self._is_waiting_for_time = False
         self._changed = threading.Condition()
         # The condition guards everything below.
         self._asked = 0
@@ -271,7 +277,7 @@ class Pruner:
         is_writer = self._exchange.role == "writer"
         if self._exchange.role == "displaced":
             return True
-        if is_writer and self._is_policy_due():
+        if is_writer and self._is_policy_due() and self._may_prune_by_itself():
             self._follow_policy()
         if (found := pruning.pending(self._db)) is not None:
             self._remove(found)
@@ -287,7 +293,11 @@ class Pruner:
 
     def _is_sweep_due(self) -> bool:
         sweep_ns = self._db.get_meta("sweep_ns", 0)
-        return bool(sweep_ns) and sweep_ns <= self._clock_ns()
+        if not sweep_ns:
+            return False
+        longest_ns = (self._config().grace_seconds + _FORGET_SECONDS + _DAY_SECONDS) * _SECOND_NS
+        # One that is due later than any can be was noted by a clock that was ahead.
+        return not 0 < sweep_ns - self._clock_ns() <= longest_ns
 
     def _policy(self) -> Policy:
         config = self._config()
@@ -306,6 +316,43 @@ class Pruner:
         age_ns = self._clock_ns() - self._db.get_meta("policy_ns", 0)
         # A clock that was set back must not stop it for years.
         return not 0 <= age_ns < self._config().prune_seconds * _SECOND_NS
+
+    # What a clock that is wrong must not do
+
+    def _may_prune_by_itself(self) -> bool:
+        """Whether the times of the newest moments can be relied on.
+
+        A clock that is ahead for a while gives moments of years to come. By these all before is
+        old. So what goes without a person's word waits until the clock has come to them.
+        """
+        newest = self._newest()
+        latest_ns = self._clock_ns() + _DAY_SECONDS * _SECOND_NS
+        is_to_come = newest is not None and newest.time_ns > latest_ns
+        may = not is_to_come and not self._has_leapt(newest)
+        if may is self._is_waiting_for_time:
+            self._is_waiting_for_time = not may
+            if not may:
+                log.info("pruning waits: the clock is not where the newest moments are")
+        return may
+
+    def _may_delete(self) -> bool:
+        """Whether what is in the trash has been there for as long as the clock says."""
+        newest = self._newest()
+        if newest is None or self._has_leapt(newest):
+            return False
+        return self._clock_ns() - newest.time_ns <= _LEAP_SECONDS * _SECOND_NS
+
+    def _newest(self) -> Moment | None:
+        epoch = self._history.kept_by(self._moments.latest())
+        return self._moment(epoch) if epoch else None
+
+    def _has_leapt(self, newest: Moment | None) -> bool:
+        """Whether the clock was found far ahead less than a day of changes ago."""
+        before = newest and self._at(newest.time_ns - _DAY_SECONDS * _SECOND_NS)
+        if not before:
+            return False
+        after_ns = self._history.time_ns(self._history.kept_from(before.epoch + 1))
+        return after_ns - before.time_ns > _LEAP_SECONDS * _SECOND_NS
 
     def _follow_policy(self) -> None:
         plan = self.plan(self._policy())
@@ -347,9 +394,13 @@ class Pruner:
     def _sweep(self) -> None:
         asked_ns = self._db.get_meta("sweep_ns")
         grace_seconds = self._config().grace_seconds
-        swept = self._sweeper.sweep(grace_seconds)
+        self._blocks.garbage.begin_by(self._clock_ns())
+        may_delete = not grace_seconds or self._may_delete()
+        swept = self._sweeper.sweep(grace_seconds if may_delete else _CENTURY_SECONDS)
         if swept.waiting_since_ns is not None:
             next_ns = swept.waiting_since_ns + grace_seconds * _SECOND_NS
+            if not may_delete:
+                next_ns = max(next_ns, self._clock_ns() + _DAY_SECONDS * _SECOND_NS)
         elif not self._blocks.garbage.is_empty():
             next_ns = self._clock_ns() + (grace_seconds + _FORGET_SECONDS) * _SECOND_NS
         else:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from syncer.metadata.db import Database
 
 _CLOCK_REALTIME_COARSE = 5
+#: Far more than the kernel's clock for files is ahead of its last tick.
+_MOST_AHEAD_NS = 10**9
 
 
 class FileClock:
@@ -28,8 +30,14 @@ class FileClock:
         self._seen_ns = 0
 
     def now_ns(self) -> int:
-        """No time that the kernel sets later is earlier, and none that `note` told is later."""
-        return max(time.clock_gettime_ns(_CLOCK_REALTIME_COARSE), self._seen_ns)
+        """No time that the kernel sets later is earlier, and none that `note` told is later.
+
+        Unless somebody has set the clock back: then the times that were seen mean nothing any more.
+        """
+        now_ns = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
+        if self._seen_ns > now_ns + _MOST_AHEAD_NS:
+            self._seen_ns = 0
+        return max(now_ns, self._seen_ns)
 
     def note(self, time_ns: int) -> None:
         """The kernel told a file's time. If a program chose it, only a past one counts."""

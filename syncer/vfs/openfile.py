@@ -286,8 +286,7 @@ class OpenFile:
 
     def is_due(self, age_ns: int) -> bool:
         """Whether the oldest patch is older than that, so that the file should be sealed."""
-        log = self._log
-        return log.logged_bytes > 0 and log.logged_since_ns < self._tree.now_ns() - age_ns
+        return self._log.is_older_than(age_ns, self._tree.now_ns())
 
     def _log_patches(self) -> bool:
         """Make what is not safe yet into patches, if that pays; False: it has to be sealed."""

@@ -68,6 +68,11 @@ class PatchLog:
             and self.logged_bytes + self._unlogged_bytes <= _MAX_LOGGED_BYTES
         )
 
+    def is_older_than(self, age_ns: int, now_ns: int) -> bool:
+        """Whether the oldest row is; so it is as well if the clock was set back, or it might stay
+        for years."""
+        return self.logged_bytes > 0 and not 0 <= now_ns - self.logged_since_ns <= age_ns
+
     def logged(self, now_ns: int) -> None:
         """The unlogged writes have become rows."""
         if not self.logged_bytes:
