@@ -84,6 +84,7 @@ class Rig:
             names = [name for name, _ in rows]
             # Else the listing itself would be what answers.
             self.vfs._known.clear()
+            self.vfs._known_before.clear()
             for name, node in rows:
                 assert node == self.vfs.getattr(path + b"/" + name)
             self.vfs.directories.delivered(handle, names)

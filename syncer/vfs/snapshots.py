@@ -48,8 +48,8 @@ _PATH = b"/" + NAME
 _PAST = 1 << 63
 _NUMBER = struct.Struct("<QQ")
 _MAX_FIXED = 1000
-#: Some listings' worth.
-_MAX_KNOWN = 5000
+#: Twice as many at most. `find` reads 10,000 names before it looks at the first of them.
+_MAX_KNOWN = 10_000
 _LINK_MODE = stat.S_IFLNK | 0o777
 _FOLDER_MODE = stat.S_IFDIR | 0o555
 
@@ -100,8 +100,12 @@ class SnapshotVfs(Vfs):
         self.is_listed = False
         #: Epochs of moments that are folders; every path below one asks for it.
         self._fixed: dict[bytes, int] = {}
-        #: Nodes of then that were met lately, by epoch, folder and name. What was found stays true.
-        self._known: dict[tuple[int, int, bytes], Node] = {}
+        #: Nodes of then that were met lately: (epoch, folder) -> name -> node. What was found stays
+        #: true.
+        self._known: dict[tuple[int, int], dict[bytes, Node]] = {}
+        self._known_count = 0
+        #: Those met before them.
+        self._known_before: dict[tuple[int, int], dict[bytes, Node]] = {}
         #: Whether the collection has a `.snapshots` of its own, as of a count of changed names.
         self._is_hidden = (-1, False)
 
@@ -134,9 +138,9 @@ class SnapshotVfs(Vfs):
 
     def _descend(self, words: Sequence[bytes], epoch: int) -> Place:
         """What these names led to, from the root of then on."""
-        node = self._known.get((epoch, 0, b"")) or self._met(epoch, 0, b"", ROOT)
+        node = self._recall(epoch, 0, b"") or self._met(epoch, 0, b"", ROOT)
         for word in words:
-            found = self._known.get((epoch, node.id, word))
+            found = self._recall(epoch, node.id, word)
             if found is None:
                 number = self._history.lookup(node.id, word, epoch)
                 if number is None:
@@ -144,6 +148,13 @@ class SnapshotVfs(Vfs):
                 found = self._met(epoch, node.id, word, number)
             node = found
         return Place(node, epoch)
+
+    def _recall(self, epoch: int, folder: int, name: bytes) -> Node | None:
+        for known in (self._known, self._known_before):
+            entries = known.get((epoch, folder))
+            if entries is not None and (node := entries.get(name)) is not None:
+                return node
+        return None
 
     def _met(self, epoch: int, folder: int, name: bytes, number: int) -> Node:
         node = self._history.node(number, epoch)
@@ -154,11 +165,10 @@ class SnapshotVfs(Vfs):
 
     def _remember(self, epoch: int, folder: int, entries: Sequence[tuple[bytes, Node]]) -> None:
         # The kernel asks again for the names in a listing, for most of them one by one.
-        if len(self._known) >= _MAX_KNOWN:
-            self._known = {}
-        known = self._known
-        for name, node in entries:
-            known[epoch, folder, name] = node
+        if self._known_count >= _MAX_KNOWN:
+            self._known_before, self._known, self._known_count = self._known, {}, 0
+        self._known.setdefault((epoch, folder), {}).update(entries)
+        self._known_count += len(entries)
 
     def _moment(self, word: bytes) -> Place:
         """The top folder of then, or the symlink to its time."""
