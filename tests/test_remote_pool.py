@@ -28,11 +28,11 @@ LONG_SECONDS = 2 * CROWDED_SECONDS
 
 def test_a_crowd_that_lasts_and_is_slow_gets_one_more_connection() -> None:
     crowd = Crowd()
-    assert not crowd.needs_more(CALLERS, 0, 0.0)
-    assert not crowd.needs_more(CROWD, 1 << 20, CROWDED_SECONDS / 2)
-    assert crowd.needs_more(CROWD, 2 << 20, LONG_SECONDS)
-    assert not crowd.needs_more(CALLERS, 3 << 20, LONG_SECONDS + 0.1), "one at a time"
-    assert crowd.needs_more(CALLERS, 4 << 20, 2 * LONG_SECONDS)
+    assert not crowd.needs_more(CALLERS, 0, 0.0, is_near=True)
+    assert not crowd.needs_more(CROWD, 1 << 20, CROWDED_SECONDS / 2, is_near=True)
+    assert crowd.needs_more(CROWD, 2 << 20, LONG_SECONDS, is_near=True)
+    assert not crowd.needs_more(CALLERS, 3 << 20, LONG_SECONDS + 0.1, is_near=True), "one at a time"
+    assert crowd.needs_more(CALLERS, 4 << 20, 2 * LONG_SECONDS, is_near=True)
 
 
 def test_a_crowd_that_moves_much_is_left_alone() -> None:
@@ -40,16 +40,16 @@ def test_a_crowd_that_moves_much_is_left_alone() -> None:
     crowd = Crowd()
     per_step = int(QUICK_BYTES_PER_SECOND * LONG_SECONDS)
     for step in range(5):
-        assert not crowd.needs_more(CALLERS, 7 + step * per_step, step * LONG_SECONDS)
+        assert not crowd.needs_more(CALLERS, 7 + step * per_step, step * LONG_SECONDS, is_near=True)
     # What was moved long ago does not count.
-    assert crowd.needs_more(CALLERS, 7 + 4 * per_step, 5 * LONG_SECONDS)
+    assert crowd.needs_more(CALLERS, 7 + 4 * per_step, 5 * LONG_SECONDS, is_near=True)
 
 
 def test_a_crowd_that_ends_is_forgotten() -> None:
     crowd = Crowd()
-    assert not crowd.needs_more(CROWD, 0, 0.0)
-    assert not crowd.needs_more(CROWD - 1, 0, CROWDED_SECONDS)
-    assert not crowd.needs_more(CROWD, 0, LONG_SECONDS)
+    assert not crowd.needs_more(CROWD, 0, 0.0, is_near=True)
+    assert not crowd.needs_more(CROWD - 1, 0, CROWDED_SECONDS, is_near=True)
+    assert not crowd.needs_more(CROWD, 0, LONG_SECONDS, is_near=True)
 
 
 @pytest.fixture
@@ -98,3 +98,11 @@ def test_who_waited_for_a_silent_server_waits_for_no_other_caller(server: OddSer
         assert lines._others_work(began - 100), "one that nobody uses may do"
     finally:
         lines.close()
+
+
+def test_a_crowd_at_a_far_server_gets_more_whatever_it_moves() -> None:
+    """There, each connection carries so much in a round trip, and no more."""
+    crowd = Crowd()
+    moved_bytes = int(QUICK_BYTES_PER_SECOND * LONG_SECONDS)
+    assert not crowd.needs_more(CROWD, 0, 0.0, is_near=False)
+    assert crowd.needs_more(CROWD, moved_bytes, LONG_SECONDS, is_near=False)

@@ -18,12 +18,12 @@ CALLERS = 8
 """At once on one connection: while one waits for its round trips, the others keep it busy. More
 would only queue up behind each other's blocks."""
 CROWD = 6
-"""With so many callers on each connection for `CROWDED_SECONDS` a further one is opened, if all
-together move less than `QUICK_BYTES_PER_SECOND`. Opening one costs both ends more than a tenth of a
-second of work, as much as 40 MB of encrypted data. That pays where round trips or a slow disk of
-the server's keep them waiting, and not where the processors or the line are what is busy."""
+"""With so many callers on each connection for `CROWDED_SECONDS` a further one is opened; at a near
+server only if all together move less than `QUICK_BYTES_PER_SECOND`. Opening one costs both ends
+more than a tenth of a second of work, as much as 40 MB of encrypted data. That pays where round
+trips, or a slow disk of the server's, keep them waiting, and not where the processors are busy."""
 CROWDED_SECONDS = 0.5
-QUICK_BYTES_PER_SECOND = 64 << 20
+QUICK_BYTES_PER_SECOND = 32 << 20
 OPENING_AT_ONCE = 2
 """Servers drop connections when many are not logged in yet (MaxStartups 10:30:100)."""
 READY = 4
@@ -75,7 +75,7 @@ class Crowd:
         self._since: float | None = None
         self._moved_bytes = 0
 
-    def needs_more(self, callers: int, moved_bytes: int, now: float) -> bool:
+    def needs_more(self, callers: int, moved_bytes: int, now: float, *, is_near: bool) -> bool:
         """With so many callers on the emptiest connection, and so much moved by all until now."""
         if callers < CROWD:
             self._since = None
@@ -88,7 +88,7 @@ class Crowd:
             return False
         is_quick = moved_bytes - self._moved_bytes >= QUICK_BYTES_PER_SECOND * seconds
         self._since, self._moved_bytes = now, moved_bytes
-        return not is_quick
+        return not (is_near and is_quick)
 
 
 class Pool:
@@ -202,7 +202,8 @@ class Pool:
         else:
             return True
         moved_bytes = self._lines[0].connection.windows.moved_bytes
-        return self._crowd.needs_more(callers, moved_bytes, time.monotonic())
+        now = time.monotonic()
+        return self._crowd.needs_more(callers, moved_bytes, now, is_near=self._is_near())
 
     def _may_open(self, urgent: bool) -> bool:
         count = len(self._lines) + self._opening
