@@ -43,6 +43,7 @@ _REMEMBERED_OPERATIONS = 2000
 
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16
 _RENAME_EXCHANGE = 2
+_WRITE_AND_WAIT = 1 | 2 | 4
 _AT_FDCWD = -100
 _PAGE = mmap.PAGESIZE
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -61,6 +62,8 @@ class File:
     names: list[str] = field(default_factory=list)
     was_linked: bool = False
     """It has had several names since it was mounted."""
+    has_mapped_changes: bool = False
+    """Changed by a map, and perhaps not written back yet."""
 
     def write(self, offset: int, data: bytes) -> None:
         self.content.extend(bytes(max(0, offset - len(self.content))))
@@ -125,6 +128,9 @@ class Place:
     """Handles from before a file got a second name see what is changed by that name."""
     shows_linked_size: bool = True
     """`stat` by one name shows at once how a change by another one has moved the end."""
+    keeps_grown_pages: bool = True
+    """A page that is changed by a map and grown by write(2) is whole, though it is written back
+    meanwhile."""
     drop_caches: Callable[[], None] | None = None
     """Empties the file system's local copies."""
     remount: Callable[[], None] | None = None
@@ -370,11 +376,21 @@ class Exerciser:
         text = f"{word} {offset} +{len(data)} {data[:8]!r} by {handle.number}"
         self._note(text, handle.file, offset, offset + len(data))
         if self._is_real and data:
+            if offset + len(data) > len(handle.file.content):
+                self._before_growth(handle)
             done = os.pwrite(handle.descriptor, data, offset)
             if done != len(data):
                 self._fail(f"{done} bytes were written of {len(data)}")
         if data:
             handle.file.write(offset, data)
+
+    def _before_growth(self, handle: Handle) -> None:
+        if handle.file.has_mapped_changes and not self.place.keeps_grown_pages:
+            words = handle.descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _WRITE_AND_WAIT
+            if _libc.sync_file_range(*words):
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
+            handle.file.has_mapped_changes = False
 
     def _truncate(self) -> None:
         handle, size = self._handle(writes=True), self._offset()
@@ -523,6 +539,7 @@ class Exerciser:
             found = self._mapped(handle, offset, end)
             assert found is not None
             found[offset - handle.map_start : end - handle.map_start] = data
+            handle.file.has_mapped_changes = True
         handle.file.write(offset, data)
 
     def _sync_map(self) -> None:

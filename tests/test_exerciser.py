@@ -41,6 +41,7 @@ def place_on(mount: Mount) -> Place:
         copies_linked=mount.fuse == "3",
         joins_links=False,
         shows_linked_size=mount.fuse == "2" or is_exact,
+        keeps_grown_pages=mount.fuse == "3" and not is_exact,
         drop_caches=evict,
         remount=mount.remount,
     )
