@@ -6,13 +6,19 @@ import os
 import re
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.mounted import BINDINGS, CommandError, mounted, syncer
+from syncer.commands.cli import main
+from syncer.errors import AccessError
+from syncer.process.control import call
+from tests.mounted import BINDINGS, ROOT, CommandError, mounted
+from tests.processes import children_of, wait_for
+from tests.sshd import HOST, Sshd
 
 pytestmark = pytest.mark.fuse
 
@@ -83,8 +89,102 @@ def test_others_see_the_mount_only_if_that_was_asked_for(common: Path, fuse: str
         assert as_nobody("ls", mount.data), "the data directory stays private"
 
 
-def test_a_password_in_an_address_goes_nowhere(tmp_path: Path) -> None:
-    with pytest.raises(CommandError) as refused:
-        syncer("init", tmp_path / "data", "sftp://me:geheim@host/folder")
-    assert "geheim" not in str(refused.value)
-    assert not (tmp_path / "data").exists()
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as somebody else")
+def test_the_socket_answers_no_other_user_even_if_its_mode_would(common: Path) -> None:
+    with mounted(common, FUSE) as mount:
+        mount.data.chmod(0o755)
+        path = mount.data / "control.sock"
+        path.chmod(0o666)
+        assert call(path, "status", {})["role"] == "writer"
+        pid = os.fork()
+        if not pid:
+            status = 1
+            try:
+                os.setresgid(NOBODY, NOBODY, NOBODY)
+                os.setresuid(NOBODY, NOBODY, NOBODY)
+                call(path, "status", {})
+            except AccessError:
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        mount.data.chmod(0o700)
+
+
+PASSWORDS = (
+    ("init", "data", "sftp://me:geheim@host/folder"),
+    ("init", "data", "me:geheim@host:folder"),
+    ("clone", "data", "sftp://me:geheim@host:22/folder"),
+    ("mount", "data", "sftp://me:geheim@host/folder", "mnt"),
+    ("data", "me:geheim@host:folder", "mnt", "100"),
+    ("mount", "known", "sftp://me:geheim@host/folder", "mnt"),
+    ("config", "known", "remote", "sftp://me:geheim@host/folder"),
+)
+
+
+def test_a_password_in_an_address_goes_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mnt").mkdir()
+    assert main(["init", "known", "remote"]) == 0
+    for words in PASSWORDS:
+        for verbosity in ([], ["-v"]) if words[0] == "mount" else ([],):
+            assert main([*words[:1], *verbosity, *words[1:]]) != 0, words
+        assert not (tmp_path / "data").exists()
+    # One that a person has written into the settings by hand is not told either.
+    settings = tmp_path / "known" / "config"
+    settings.write_text(
+        settings.read_text().replace(str(tmp_path / "remote"), "sftp://a:geheim@b/")
+    )
+    for command in (["mount", "known", "mnt"], ["status", "known"], ["flush", "known"]):
+        assert main(command) != 0, command
+    said = capfd.readouterr()
+    assert "geheim" not in said.out + said.err
+    for path in (tmp_path / "known").rglob("*"):
+        assert path == settings or not path.is_file() or b"geheim" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("transport", ["ssh", "paramiko"])
+def test_no_key_and_no_secret_of_the_environment_shows(tmp_path: Path, transport: str) -> None:
+    """In the log with -v, in the list of processes, in `status`, and in what errors say."""
+    with Sshd() as server:
+        env = {"SYNCER_SSH_CONFIG": str(server.config), "SOME_TOKEN": "geheim"}
+        secrets = ["geheim", *server.user_key.read_text().splitlines()[1:-1]]
+        told: list[str] = []
+        with mounted(
+            tmp_path, FUSE, remote=f"{HOST}:{tmp_path}/remote", env=env,
+            settings={"transport": transport, "timeout": "5"}, expects_warnings=True,
+        ) as mount:  # fmt: skip
+            mount.umount()
+            mount.mount("-v")
+            (mount.path / "file").write_bytes(os.urandom(1_000_000))
+            mount.flush()
+            pids = (mount.pid, *children_of(mount.pid))
+            told += [Path(f"/proc/{pid}/cmdline").read_text() for pid in pids]
+            server.stop()
+            (mount.path / "other").write_bytes(os.urandom(1_000_000))
+            wait_for(lambda: mount.status()["remote"]["state"] == "offline")
+            told += [mount.run("status", mount.data), str(mount.status())]
+            with pytest.raises(CommandError) as failed:
+                mount.run("flush", mount.data, "--timeout", "0")
+            told += [str(failed.value), mount.log]
+        assert "can't reach" in told[-1]
+        for secret in secrets:
+            assert not [text for text in told if secret in text]
+
+
+def test_no_command_leaves_a_core_dump() -> None:
+    """Others than the mounted process hold contents and keys as well."""
+    program = """if True:
+        import resource
+        from syncer.commands.cli import main
+        _, most = resource.getrlimit(resource.RLIMIT_CORE)
+        resource.setrlimit(resource.RLIMIT_CORE, (most, most))
+        main(["config", "nowhere"])
+        print("allowed:", resource.getrlimit(resource.RLIMIT_CORE)[0])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "allowed: 0\n"

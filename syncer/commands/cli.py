@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import resource
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -22,6 +23,9 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     words = list(sys.argv[1:] if words is None else words)
     is_verbose = "-v" in words or "--verbose" in words
+    # A core dump would hold what is in the files, and the keys of the transport.
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))
     try:
         arguments = parse(words)
         run: Callable[[Any], int] = getattr(

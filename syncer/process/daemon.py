@@ -433,7 +433,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _restrict_process() -> None:
-    # A core dump would hold what is in the files, and the keys of the transport.
+    # For its children, too; see `cli`.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
