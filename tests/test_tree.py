@@ -6,7 +6,7 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -119,6 +119,34 @@ def test_the_totals_follow_each_change(rig: VfsRig) -> None:
     assert rig.tree.totals() == (2, 1000), "it is open"
     rig.tree.remove_orphan(node.id)
     assert rig.tree.totals() == (1, 0)
+
+
+def undo(rig: VfsRig, change: Callable[[], object]) -> None:
+    """Make a change in a transaction that then fails, in which its names are looked up."""
+
+    def fail() -> None:
+        with rig.tree.transaction():
+            change()
+            rig.tree.lookup(ROOT, b"a")
+            rig.tree.lookup(ROOT, b"b")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+
+
+def test_a_name_that_was_looked_up_in_vain_is_found_once_it_is_there(rig: VfsRig) -> None:
+    assert rig.tree.lookup(ROOT, b"a") is None
+    undo(rig, lambda: create(rig, b"a"))
+    assert rig.tree.lookup(ROOT, b"a") is None
+    node = create(rig, b"a")
+    assert rig.tree.lookup(ROOT, b"a") == node.id
+    assert rig.tree.lookup(ROOT, b"b") is None
+    rig.tree.rename(ROOT, b"a", ROOT, b"b")
+    assert rig.tree.lookup(ROOT, b"a") is None
+    assert rig.tree.lookup(ROOT, b"b") == node.id
+    undo(rig, lambda: rig.tree.unlink(ROOT, b"b", keep=False))
+    assert rig.tree.lookup(ROOT, b"b") == node.id
 
 
 def test_names_to_put_back_come_along_from_a_database_of_before_their_table() -> None:

@@ -89,6 +89,29 @@ def test_who_changes_a_file_with_two_names_is_told_of_both(rig: VfsRig) -> None:
     assert rig.vfs.take_stale_paths() == []
 
 
+def test_attributes_that_are_as_they_were_a_moment_ago_cost_no_transaction(
+    rig: VfsRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kernel tells them after each rename."""
+    now = 1_700_000_000_000_000_000
+    rig.epochs.now_ns = lambda: now
+    rig.vfs.release(rig.vfs.create(b"/a", 0o644, os.O_RDWR, ME))
+    rig.vfs.rename(b"/a", b"/b")
+    node = rig.vfs.getattr(b"/b")
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.db, "execute", None)
+        rig.vfs.utimens(b"/b", None, node.mtime_ns)
+        rig.vfs.chmod(b"/b", 0o644)
+        rig.vfs.chown(b"/b", -1, ME.gid)
+    # But ctime tells that somebody set them, even to the same.
+    now += 1
+    rig.vfs.chmod(b"/b", 0o644)
+    assert rig.vfs.getattr(b"/b") == node.changed(ctime_ns=now)
+    now += 1
+    rig.vfs.utimens(b"/b", None, node.mtime_ns)
+    assert rig.vfs.getattr(b"/b") == node.changed(ctime_ns=now)
+
+
 def test_new_files_belong_to_the_caller_or_to_the_group_of_their_directory(rig: VfsRig) -> None:
     rig.vfs.mkdir(b"/d", 0o2777, Caller(1, 2))
     rig.vfs.chmod(b"/d", 0o2777)

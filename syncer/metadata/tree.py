@@ -35,6 +35,8 @@ _COUNTER_BITS = 40
 #: Node numbers are taken from the database this many at a time; a crash skips the rest.
 _NODE_BATCH = 1024
 _MAX_CACHED = 20_000
+#: In the place of a node's number: there is no such name.
+_NO_NODE = 0
 
 _NODE_COLUMNS = (
     "id, born, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, btime_ns, target,"
@@ -160,11 +162,10 @@ class Tree:
             found = self._names.get(key)
             if found is None:
                 row = self._db.query_one("SELECT node FROM name WHERE parent = ? AND name = ?", key)
-                if row is None:
-                    return None
-                found = row[0]
+                # The kernel looks a name up, does not find it, and then makes it.
+                found = _NO_NODE if row is None else row[0]
                 self._remember_name(key, found)
-            return found
+            return found or None
 
     def entries(self, parent: int, after: bytes, limit: int) -> list[tuple[bytes, Node]]:
         """Up to `limit` entries of a directory in the order of their names, from after `after`."""
@@ -436,9 +437,12 @@ class Tree:
             return self._remove_node(node) if node is not None and not node.nlink else []
 
     def _remove_node(self, node: Node) -> list[bytes]:
-        dropped = self._contents.end(node.id, INLINE_RUN)
-        self._contents.drop_patches(node.id)
-        self._end_rows("xattr", "node, name, born, {}, value", node.id)
+        dropped: list[bytes] = []
+        if node.is_file:
+            dropped = self._contents.end(node.id, INLINE_RUN)
+            self._contents.drop_patches(node.id)
+        if self._db.query_one("SELECT 1 FROM xattr WHERE node = ? LIMIT 1", (node.id,)):
+            self._end_rows("xattr", "node, name, born, {}, value", node.id)
         # As the end of its contents has left it.
         before = self.node(node.id)
         assert before is not None

@@ -137,24 +137,19 @@ class Vfs:
 
     def chmod(self, target: Target, mode: int) -> None:
         self._begin_change()
-        with self._tree.transaction():
-            node = self._find(target)
-            mode = stat.S_IFMT(node.mode) | stat.S_IMODE(mode)
-            self._tree.save(node.changed(mode=mode, ctime_ns=self._tree.now_ns()))
+        self._set(target, lambda node: {"mode": stat.S_IFMT(node.mode) | stat.S_IMODE(mode)})
 
     def chown(self, target: Target, uid: int, gid: int) -> None:
         """Change owner and group; -1 leaves one as it is."""
         self._begin_change()
-        with self._tree.transaction():
-            node = self._find(target)
-            self._tree.save(
-                node.changed(
-                    mode=node.mode if node.is_dir else privileges.without_privileges(node.mode),
-                    uid=node.uid if uid == -1 else uid,
-                    gid=node.gid if gid == -1 else gid,
-                    ctime_ns=self._tree.now_ns(),
-                )
-            )
+        self._set(
+            target,
+            lambda node: {
+                "mode": node.mode if node.is_dir else privileges.without_privileges(node.mode),
+                "uid": node.uid if uid == -1 else uid,
+                "gid": node.gid if gid == -1 else gid,
+            },
+        )
 
     def utimens(self, target: Target, atime_ns: int | None, mtime_ns: int | None) -> None:
         """Set times in ns since 1970; None leaves one as it is. The year 2262 is the last."""
@@ -164,18 +159,26 @@ class Vfs:
         if isinstance(target, int) and atime_ns is None and mtime_ns is not None:
             if self.files.note_write_time(target, mtime_ns):
                 return
-        node = self._find(target)
         if mtime_ns is not None:
-            self.files.forget_write_time(node.id)
-        with self._tree.transaction():
-            node = self._node(node.id)
-            self._tree.save(
-                node.changed(
-                    atime_ns=node.atime_ns if atime_ns is None else atime_ns,
-                    mtime_ns=node.mtime_ns if mtime_ns is None else mtime_ns,
-                    ctime_ns=self._tree.now_ns(),
-                )
-            )
+            self.files.forget_write_time(self._find(target).id)
+        self._set(
+            target,
+            lambda node: {
+                "atime_ns": node.atime_ns if atime_ns is None else atime_ns,
+                "mtime_ns": node.mtime_ns if mtime_ns is None else mtime_ns,
+            },
+        )
+
+    def _set(self, target: Target, values: Callable[[Node], dict[str, int]]) -> None:
+        """Change attributes, and with them ctime."""
+        node = self._find(target)
+        # After each rename, the kernel tells times that are true already.
+        if self._with(node, values) != node:
+            with self._tree.transaction():
+                self._tree.save(self._with(self._find(target), values))
+
+    def _with(self, node: Node, values: Callable[[Node], dict[str, int]]) -> Node:
+        return node.changed(ctime_ns=self._tree.now_ns(), **values(node))
 
     # Making and removing
 

@@ -183,7 +183,7 @@ class HiddenFiles:
         if self._taken.get(threading.get_ident()) != (new[0].id, new[1]):
             # Who has hidden the target can't go back.
             self.replacing.step_aside(path)
-        with self._files.lock, self._tree.transaction():
+        with self._files.lock:
             number = self._tree.lookup(old[0].id, old[1])
             node = None if number is None else self._tree.node(number)
             self._await_rename()

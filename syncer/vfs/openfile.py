@@ -59,7 +59,7 @@ class OpenFile:
         self._blocks = blocks
         self._shared = shared
         self._buffers: dict[int, Buffer] = {}
-        self._runs: dict[int, bytes] = {}
+        self._runs: dict[int, bytes] = {} if node.size or node.blocks else {0: b""}
         self._inline = self._load_inline(node)
         self._log = PatchLog()
         #: Patches of an earlier process that are not laid over the blocks yet.
@@ -69,7 +69,7 @@ class OpenFile:
         self.dirty_since_ns: int | None = None
 
     def _load_inline(self, node: Node) -> bytes | None:
-        return self._contents.inline(node.id) if node.size <= _MAX_INLINE_BYTES else None
+        return self._contents.inline(node.id) if 0 < node.size <= _MAX_INLINE_BYTES else None
 
     # Attributes
 
