@@ -131,8 +131,8 @@ def test_a_file_goes_back_and_its_newer_version_stays_in_history(mount: Mount) -
     mount.run("restore", file, "--at", moment, "--to", mount.path / "newer")
     assert (mount.path / "newer").read_bytes() == BIG
     sizes = [" ".join(line.split()[1:3]) for line in versions]
-    # An epoch may have ended while the file was empty.
-    assert [size for size in sizes if size != "0 B"] == ["3 B", "1.5 MB", "3 B"]
+    # An epoch may have ended while the file was empty, or had its first block only.
+    assert [size for size in sizes if size not in ("0 B", "1.0 MB")] == ["3 B", "1.5 MB", "3 B"]
     with pytest.raises(CommandError) as error:
         mount.run("restore", file, "--at", "old", "--to", mount.path / "newer")
     assert error.value.status == 16
