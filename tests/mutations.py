@@ -251,6 +251,11 @@ MUTATIONS = (
         "test_exchange.py::test_what_is_published_is_cloned",
     ),
     Mutation(
+        8, "nobody looks whether published segments have settled", _PUBLISH,
+        "if self._settling.has_lost():", "if False:",
+        "test_exchange.py::test_what_a_server_lost_that_can_not_sync_is_made_up_for",
+    ),
+    Mutation(
         8, "a checkpoint takes chunks that have changed since", _PUBLISH,
         '            forget_touched(self._db, self._db.get_meta("published") + 1, last)\n', "",
         "test_exchange.py::test_a_checkpoint_costs_what_changed",

@@ -8,6 +8,7 @@ import random
 import re
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -487,6 +488,30 @@ class Crash(BaseException):
 
 def _crash(*_args: Any, **_kwargs: Any) -> None:
     raise Crash
+
+
+@pytest.mark.parametrize("loss", ["segment", "content", "chunk"])
+def test_what_a_server_lost_that_can_not_sync_is_made_up_for(
+    laptop: Machine, machines: Callable[[str], Machine], loss: str
+) -> None:
+    laptop.remote.is_durable = False
+    laptop.epoch(b"first")
+    laptop.publish()
+    log = sorted(key for key in laptop.remote.objects if key.startswith("log/"))
+    if loss == "content":
+        laptop.remote.damage(log[-1], b"")
+    else:
+        laptop.remote.delete(log[-1])
+    if loss == "chunk":
+        laptop.exchange.checkpoint()
+        laptop.remote.delete(min(key for key in laptop.remote.objects if "/chunks/" in key))
+    laptop.exchange.step()
+    assert not laptop.exchange._publisher.backlog.is_void, "nothing has had its time yet"
+    now = time.monotonic()
+    laptop.exchange._publisher._settling._clock = lambda: now + 60
+    while laptop.exchange.step():
+        pass
+    assert_same_history(laptop, machines("clone"))
 
 
 def test_what_is_published_is_power_safe_first(

@@ -28,6 +28,7 @@ from syncer.codec import split_ids
 from syncer.errors import CorruptError
 from syncer.exchange.outgoing import batches, epoch_ranges, epochs_in_range, in_range, node_ranges
 from syncer.exchange.rows import Rows
+from syncer.exchange.settling import Settling
 from syncer.exchange.wire import (
     MAX_OBJECT_BYTES,
     RANGE_NODES,
@@ -105,10 +106,14 @@ def _forget(db: Database, first: int, last: int) -> None:
 class Checkpoints:
     """Makes the checkpoints of one writer. Used by the publisher's thread."""
 
-    def __init__(self, db: Database, remote: Remote, info: RepositoryInfo) -> None:
+    def __init__(
+        self, db: Database, remote: Remote, info: RepositoryInfo, settling: Settling
+    ) -> None:
+        """`settling` puts the objects."""
         self._db = db
         self._remote = remote
         self._info = info
+        self._settling = settling
 
     def has(self, epoch: int) -> bool:
         """Whether the remote has a checkpoint of this machine at this epoch."""
@@ -138,7 +143,7 @@ class Checkpoints:
             {number: ids for number, ids in chunks.items() if ids is not None},
         )
         key = manifest_key(manifest.machine, epoch)
-        self._remote.put(key, encode_manifest(manifest, self._info.seed))
+        self._settling.put(key, encode_manifest(manifest, self._info.seed))
         self._db.set_meta("checkpoint", epoch)
         return True
 
@@ -161,7 +166,7 @@ class Checkpoints:
                 ]
         machine = self._db.get_meta("machine")
         for chunk_id, data in made:
-            self._remote.put(chunk_key(machine, chunk_id), data)
+            self._settling.put(chunk_key(machine, chunk_id), data)
         ids = b"".join(chunk_id for chunk_id, _data in made)
         with self._db.transaction():
             self._db.execute("INSERT OR REPLACE INTO chunk VALUES(?, ?)", (number, ids))

@@ -37,6 +37,7 @@ from syncer.exchange.outgoing import (
     segment_objects,
 )
 from syncer.exchange.rows import MAX_EPOCH
+from syncer.exchange.settling import Settling
 from syncer.exchange.wire import (
     MAX_OBJECT_BYTES,
     decode_segment,
@@ -76,14 +77,17 @@ class Publisher:
         remote: Remote,
         info: RepositoryInfo,
         journaled: Callable[[], int] = lambda: MAX_EPOCH,
+        settling: Settling | None = None,
     ) -> None:
-        """`journaled` tells the newest epoch that may be published: see `journal`."""
+        """`journaled` tells the newest epoch that may be published: see `journal`. `settling` puts
+        the objects, and is shared with whoever makes checkpoints."""
         self._db = db
         self._epochs = epochs
         self._remote = remote
         self._info = info
         self._journaled = journaled
-        self._checkpoints = Checkpoints(db, remote, info)
+        self._settling = settling or Settling(remote)
+        self._checkpoints = Checkpoints(db, remote, info, self._settling)
         #: What recovery has to read besides the newest checkpoint.
         self.backlog = Backlog()
         #: A dirty block that the next epoch to be published names.
@@ -103,13 +107,15 @@ class Publisher:
 
         Lets pass what `check_writer` raises when this machine is not the writer any more.
         """
+        if self._settling.has_lost():
+            self._make_up_for_loss()
         publication = self._prepare()
         if publication is None:
             return False
         self._db.sync()
         check_writer()
         for key, data in publication.objects:
-            self._remote.put(key, data)
+            self._settling.put(key, data)
         check_writer()
         self._commit(publication.key, publication.last)
         self.backlog.add(publication.stored_bytes)
@@ -160,7 +166,7 @@ class Publisher:
         """
         published: int = self._db.get_meta("published")
         checkpoint: int = self._db.get_meta("checkpoint")
-        self.backlog = Backlog()
+        self.backlog = Backlog(is_void=self.backlog.is_void)
         lasts = {0}
         for span, size_bytes in self._own_segments():
             lasts.add(span[1])
@@ -169,9 +175,12 @@ class Publisher:
             if span[1] > published and not self._take(span):
                 return False
         if published not in lasts and not self._checkpoints.has(published):
-            self._checkpoints.start_over()
-            self.backlog.is_void = True
+            self._make_up_for_loss()
         return True
+
+    def _make_up_for_loss(self) -> None:
+        self._checkpoints.start_over()
+        self.backlog.is_void = True
 
     def heal(self) -> None:
         """Put anew the own segment that a crash let this database forget, if it is damaged.
@@ -190,7 +199,7 @@ class Publisher:
                         continue
                     publication = self._encode(reader, first, last)
                 for key, data in publication.objects:
-                    self._remote.put(key, data)
+                    self._settling.put(key, data)
                 self._commit(publication.key, last)
 
     def count_until(self, end: int) -> None:

@@ -29,6 +29,7 @@ from syncer.exchange.incoming import Touched
 from syncer.exchange.publish import Publisher
 from syncer.exchange.recover import AppliedHook, BehindError, Follower, reload
 from syncer.exchange.rows import MAX_EPOCH
+from syncer.exchange.settling import Settling
 from syncer.exchange.writers import (
     Chain,
     RepositoryInfo,
@@ -112,8 +113,9 @@ class Exchange:
         self._turn = threading.RLock()
         self._writers = Writers(remote, info)
         self._follower = Follower(db, remote, info, self._writers)
-        self._publisher = Publisher(db, epochs, remote, info, journaled)
-        self._checkpoints = Checkpoints(db, remote, info)
+        settling = Settling(remote)
+        self._publisher = Publisher(db, epochs, remote, info, journaled, settling)
+        self._checkpoints = Checkpoints(db, remote, info, settling)
         self._identity = Identity(db, remote, self._writers, note_marks)
         self._is_identified = False
         self._is_adopted = False

@@ -122,6 +122,7 @@ class Disk:
 
     def settle(self) -> None:
         """What the operating system does by itself after a while: all is safe."""
+        self.require_power()
         self._make_safe(lambda entries: True)
         for node in _all_below(self.root, set()):
             node.synced_data = bytes(node.data)
