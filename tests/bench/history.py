@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from syncer.codec import BLOCK_BYTES
+from syncer.blocks.fetch import block_key
+from syncer.codec import BLOCK_BYTES, split_ids
 from syncer.maintain.figures import freed
 from syncer.metadata import naming, pruning
 from syncer.metadata.contents import Contents
@@ -340,6 +341,52 @@ def _prune_half(path: Path) -> None:
         _tell("look which blocks are named", f"{_seconds(read_names):.1f} s")
 
 
+def _prune_mounted(folder: Path, files: int, epochs: int) -> None:
+    """The command, with an object for each block in a local remote, while the mount is in use."""
+    with mounted(folder, BINDINGS[-1], limit="100", settings={"grace": "0"}) as mount:
+        mount.umount()
+        with _opened(mount.data / "metadata.db") as made:
+            made.now_ns = time.time_ns() - (epochs + 1) * 60 * _SECOND_NS
+            with made.db.transaction():
+                # Time never goes back from here on.
+                made.db.execute("UPDATE epoch SET time_ns = ?", (made.now_ns,))
+            _fill(made, files, epochs)
+            made.publish()
+            rows = made.db.query("SELECT data FROM content UNION SELECT data FROM content_past")
+        for block_id in {key for (data,) in rows for key in split_ids(data)}:
+            path = Path(mount.remote) / block_key(block_id)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x" * 1000)
+        mount.mount()
+        is_over = threading.Event()
+        waits: list[float] = []
+
+        def use() -> None:
+            while not is_over.is_set():
+                began = time.monotonic()
+                (mount.path / f"new{len(waits) % 100}").write_bytes(b"x" * 5000)
+                waits.append(time.monotonic() - began)
+
+        user = threading.Thread(target=use)
+        user.start()
+        began, before = time.monotonic(), _processor_seconds(mount.pid)
+        try:
+            said = mount.run("prune", mount.path, "--keep-within", f"{max(1, epochs // 120)}h")
+        finally:
+            took = time.monotonic() - began
+            used = _processor_seconds(mount.pid) - before
+            is_over.set()
+            user.join()
+        print(said.strip())
+        _tell("the command, with the server's part", f"{took:.1f} s, of the processor {used:.1f} s")
+        waits.sort()
+        half, most = waits[len(waits) // 2] * 1000, waits[len(waits) * 99 // 100] * 1000
+        _tell(
+            f"meanwhile {len(waits):,} files written: half, 99 of 100 within",
+            f"{half:.1f} ms, {most:.0f} ms",
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=100_000)
@@ -357,6 +404,8 @@ def main() -> None:
         (folder / "mounted").mkdir()
         _find(folder / "mounted", arguments.files // 5, arguments.epochs // 5)
         _prune_half(folder / "long")
+        (folder / "pruned").mkdir()
+        _prune_mounted(folder / "pruned", arguments.files, arguments.epochs)
 
 
 if __name__ == "__main__":
