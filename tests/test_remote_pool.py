@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from syncer.errors import OfflineError
 from syncer.remote import Location, pool
+from syncer.remote.connection import Connection
 from syncer.remote.pool import (
     CALLERS,
     CROWD,
     CROWDED_SECONDS,
     DOUBTFUL_SECONDS,
+    LATER_SECONDS,
+    NEAR_SECONDS,
     QUICK_BYTES_PER_SECOND,
+    READY,
+    READY_AT_ONCE,
     Crowd,
     Pool,
 )
@@ -106,3 +111,32 @@ def test_a_crowd_at_a_far_server_gets_more_whatever_it_moves() -> None:
     moved_bytes = int(QUICK_BYTES_PER_SECOND * LONG_SECONDS)
     assert not crowd.needs_more(CROWD, 0, 0.0, is_near=False)
     assert crowd.needs_more(CROWD, moved_bytes, LONG_SECONDS, is_near=False)
+
+
+@pytest.mark.parametrize("is_near", [True, False])
+def test_a_mount_at_a_near_server_opens_few_connections_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_near: bool
+) -> None:
+    server = OddServer(tmp_path)
+
+    def connect(lost_seconds: float) -> Connection:
+        connection = open_connection(server.connect(), 5.0)
+        connection.round_trip_seconds = NEAR_SECONDS * (0.5 if is_near else 2)
+        return connection
+
+    pool = Pool("odd", connect, 2 * READY)
+    waits: list[tuple[int, float | None]] = []
+
+    def wait_for(is_over: Callable[[], bool], seconds: float | None = None) -> bool:
+        assert not is_over()
+        waits.append((server.connections, seconds))
+        return False
+
+    monkeypatch.setattr(pool._changed, "wait_for", wait_for)
+    pool._prepare()
+    monkeypatch.undo()
+    assert server.connections == READY
+    before = range(READY_AT_ONCE, READY) if is_near else ()
+    assert waits == [(count, LATER_SECONDS) for count in before]
+    pool.close()
+    server.close()

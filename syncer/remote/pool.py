@@ -239,12 +239,17 @@ class Pool:
         with suppress(SyncerError):
             while is_open:
                 with self._changed:
+                    if self._is_ready():
+                        return
                     if len(self._lines) >= READY_AT_ONCE and self._is_near():
                         self._changed.wait_for(lambda: self._closed, LATER_SECONDS)
-                    if self._closed or len(self._lines) + self._opening >= min(READY, self._limit):
+                    if self._is_ready():
                         return
                     self._opening += 1
                 is_open = self._open()
+
+    def _is_ready(self) -> bool:
+        return self._closed or len(self._lines) + self._opening >= min(READY, self._limit)
 
     def _is_near(self) -> bool:
         return min(line.connection.round_trip_seconds for line in self._lines) < NEAR_SECONDS
