@@ -112,27 +112,44 @@ def _seeking(place: Path) -> bool:
         # struct dirent: the name stands after 19 bytes.
         return ctypes.string_at(entry + 19) if entry else b""
 
-    places = {}
-    while True:
-        at = ctypes.c_long(libc.telldir(stream))
-        name = following()
-        if not name:
-            break
-        places[name] = at
+    def places_of_all() -> dict[bytes, ctypes.c_long]:
+        places = {}
+        while True:
+            at = ctypes.c_long(libc.telldir(stream))
+            name = following()
+            if not name:
+                return places
+            places[name] = at
+
+    def lead_back(places: dict[bytes, ctypes.c_long], wanted: list[bytes]) -> bool:
+        found = []
+        for name in wanted[::11] + wanted[5::17]:
+            libc.seekdir(stream, places[name])
+            found.append(following() == name)
+        return bool(found) and all(found)
+
+    places = places_of_all()
     for name in names:
         if name.endswith("7"):
             os.unlink(place / "dir" / name)
             (place / "dir" / f"{name}-new").touch()
-    # What is new may stand before those that end in 8.
-    wanted = [name for name in sorted(places, reverse=True) if not name.endswith((b"7", b"8"))]
-    found = []
-    for name in wanted[::11] + wanted[5::17]:
-        libc.seekdir(stream, places[name])
-        found.append(following() == name)
+            # Before all others: so each gets another number, counted from the beginning.
+            (place / "dir" / f"+{name}").touch()
+    # What is new may stand before those that end in 8, and before the first.
+    wanted = [name for name in list(places)[:20:-1] if not name.endswith((b"7", b"8"))]
+    results = [lead_back(places, wanted)]
+    # Places that are told on a second way through what has changed are as good.
+    libc.seekdir(stream, places[wanted[-20]])
+    later = places_of_all()
+    results += [
+        all(name in later for name in wanted[:-20]),
+        lead_back(later, list(later)),
+        lead_back(places, wanted),
+    ]
     libc.rewinddir(stream)
     again = set(iter(following, b"")) - {b".", b".."}
     libc.closedir(stream)
-    return all(found) and again == {os.fsencode(name) for name in os.listdir(place / "dir")}
+    return all(results) and again == {os.fsencode(name) for name in os.listdir(place / "dir")}
 
 
 def _while_many_change_it(place: Path) -> bool:
