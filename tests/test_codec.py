@@ -144,7 +144,7 @@ def test_a_changed_byte_of_an_envelope_is_noticed_or_makes_no_difference() -> No
                 unnoticed += 1
             except (CorruptError, FormatError):
                 continue
-    assert unnoticed < 50
+    assert unnoticed < len(stored) * 255 // 100
 
 
 def test_an_envelope_of_another_kind_or_too_large_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +86,8 @@ def test_a_million_operations_lose_and_mix_nothing(variant: str, tmp_path: Path)
     for number in range(TORTURE_OPERATIONS // len(VARIANTS) // ROUND_OPERATIONS + 1):
         print(f"seed {seed + number}")
         exercise(tmp_path / f"{number}", variant, seed + number, ROUND_OPERATIONS)
+        # All rounds together would take some ten gigabytes.
+        shutil.rmtree(tmp_path / f"{number}")
 
 
 # The exerciser itself

@@ -224,6 +224,7 @@ def kill_many(
             loop.check_all(clone.path)
 
 
+@pytest.mark.timeout(600)
 def test_kills_at_any_moment_lose_nothing(tmp_path: Path) -> None:
     with Sshd() as server:
         kill_many(
