@@ -164,9 +164,11 @@ class Sshd:
         assert self._process is not None
         found = [self._process.pid]
         for pid in found:
-            for task in Path(f"/proc/{pid}/task").glob("*/children"):
-                with contextlib.suppress(OSError):
-                    found.extend(int(child) for child in task.read_text().split())
+            # Each may be gone by now.
+            with contextlib.suppress(OSError):
+                for task in os.listdir(f"/proc/{pid}/task"):
+                    children = Path(f"/proc/{pid}/task/{task}/children").read_text()
+                    found.extend(int(child) for child in children.split())
         return found
 
     def connections(self) -> int:

@@ -135,6 +135,25 @@ def test_a_disk_that_is_not_mounted_is_offline_and_not_empty(remote: Remote, fol
     assert remote.get("blocks/ab/abcd") == b"content"
 
 
+@pytest.mark.parametrize("step", ["write", "place", "sync"])
+def test_a_disk_that_goes_away_while_it_is_written_to_is_offline(
+    remote: Remote, folder: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    remote.put("blocks/ab/first", b"content")
+    name = "replace" if step == "place" else "open"
+    act = getattr(os, name)
+
+    def go_away(path: Path, *others: object) -> object:
+        if folder.exists() and (step == "sync") == path.is_dir():
+            folder.rename(folder.with_name("elsewhere"))
+        return act(path, *others)
+
+    monkeypatch.setattr(os, name, go_away)
+    with pytest.raises(OfflineError, match="is its disk mounted"):
+        remote.put("blocks/ab/abcd", b"content")
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize(
     ("number", "kind"),
     [

@@ -198,12 +198,7 @@ class FileRemote(Remote):
 
         def store(files: Files) -> bool:
             temporary = f"{TEMPORARY_FOLDER}/{secrets.token_hex(_NAME_BYTES)}"
-            try:
-                file = files.write(temporary, parts, self._to_sync(folders))
-            except MissingError:
-                self._require_repository(files)
-                raise
-            with closing(file):
+            with closing(files.write(temporary, parts, self._to_sync(folders))) as file:
                 if file.size_bytes != size_bytes:
                     raise TemporaryError(
                         f"{self.name}: {key} has {file.size_bytes} bytes there"
@@ -218,8 +213,16 @@ class FileRemote(Remote):
                 self._safe_folders.update(folders)
             return is_safe
 
+        def store_in_repository(files: Files) -> bool:
+            try:
+                return store(files)
+            except MissingError:
+                # The whole of it may go away between any two steps.
+                self._require_repository(files)
+                raise
+
         # A repeated create would find its own object and call it another's.
-        return self._run(store, repeatable=replace, storing=True)
+        return self._run(store_in_repository, repeatable=replace, storing=True)
 
     def _to_sync(self, folders: Sequence[str]) -> list[str]:
         """What to sync after a new name in the last one of these, of which each holds the next.
