@@ -160,7 +160,7 @@ def test_differences_are_told_by_kind(mount: Mount) -> None:
     fill(top)
     (top / "same").mkdir()
     mount.run("snapshot", mount.path, "before")
-    (top / "below" / "big").write_bytes(BIG[:-1] + b"\0")
+    (top / "below" / "big").write_bytes(BIG[:-1] + bytes([BIG[-1] ^ 1]))
     os.chmod(top / "fifo", 0o600)
     os.unlink(top / "link")
     (top / "new").mkdir()

@@ -164,6 +164,17 @@ def test_a_remote_that_does_not_store_is_left_alone_for_a_while(
     assert not work.errors
 
 
+def test_a_worker_that_begins_to_wait_when_all_are_woken_ends_too(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transfer = work.transfer
+    assert transfer.stop()
+    for waits in (transfer.uploads._work, transfer._wishes._added):
+        monkeypatch.setattr(waits, "wait", lambda _seconds: pytest.fail("it waits for nobody"))
+    transfer.uploads.step()
+    assert transfer._wishes.take() is None
+
+
 @pytest.mark.expects_warnings
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_what_can_not_be_uploaded_stays_dirty_and_is_told(work: Work, error: SyncerError) -> None:

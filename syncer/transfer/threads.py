@@ -98,7 +98,7 @@ class Transfer:
         self._crew.stopping.set()
         self._blocks.cache.budget.close()
         self._blocks.cache.budget.wanted.set()
-        self._wishes.wake()
+        self._wishes.end()
         self.uploads.wake()
         return self._crew.stop(_STOP_SECONDS)
 
@@ -187,6 +187,7 @@ class _Wishes:
         # The condition guards the queue: a dict, for its order and its look-up. It tells whether
         # the block's beginning will do.
         self._queue: dict[bytes, bool] = {}
+        self._has_ended = False
 
     def add(self, block_ids: Sequence[bytes], heads_only: bool) -> None:
         with self._added:
@@ -200,13 +201,15 @@ class _Wishes:
     def take(self) -> tuple[bytes, bool] | None:
         """The oldest, and whether its beginning will do; or None if there is none for a while."""
         with self._added:
-            if not self._queue:
+            if not self._queue and not self._has_ended:
                 self._added.wait(_IDLE_SECONDS)
             if not self._queue:
                 return None
             block_id = next(iter(self._queue))
             return block_id, self._queue.pop(block_id)
 
-    def wake(self) -> None:
+    def end(self) -> None:
+        """Nobody waits from now on."""
         with self._added:
+            self._has_ended = True
             self._added.notify_all()

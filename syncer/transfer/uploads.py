@@ -197,6 +197,8 @@ class Uploads:
 
     def _rest(self) -> None:
         """Wait for work. One of those who do is the watch; the others sleep for longer."""
+        if self._stopping.is_set():
+            return  # `wake` may have been called before this wait
         if self._is_watched:
             self._work.wait(_REST_SECONDS)
             return
