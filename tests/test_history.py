@@ -179,6 +179,17 @@ def test_a_path_of_then_is_found(rig: Rig) -> None:
     assert rig.history.find(b"/", epoch) == rig.history.node(ROOT, epoch)
 
 
+def test_a_node_is_shown_as_each_epoch_left_it(rig: Rig) -> None:
+    node = rig.make(b"file")
+    modes = {}
+    for mode in (FILE, FILE | 0o11, FILE | 0o22, FILE | 0o33):
+        rig.tree.save(node.changed(mode=mode))
+        modes[rig.close_epoch()] = mode
+    for epoch, mode in modes.items():
+        then = rig.history.node(node.id, epoch)
+        assert then is not None and then.mode == mode
+
+
 def test_a_moment_is_the_newest_epoch_that_had_begun(rig: Rig) -> None:
     for number in range(20):
         rig.make(b"%d" % number)
