@@ -290,6 +290,40 @@ MUTATIONS = (
         "if epoch <= newest), default=0", "), default=0", _SEGMENTS_POWER,
     ),
     Mutation(
+        5, "transactions are not noted before they are committed", "metadata/db.py",
+        "                is_kept = self._log.append(self._statements, changes)",
+        "                is_kept = True",
+        "test_redo.py::test_what_has_ended_is_there_after_a_kill",
+    ),
+    Mutation(
+        5, "the redo log of a killed process is not looked at", "metadata/db.py",
+        "                self._take_up_log()\n", "",
+        "test_redo.py::test_what_has_ended_is_there_after_a_kill",
+    ),
+    Mutation(
+        5, "a torn record is taken for whole", "metadata/redo.py",
+        "view[head:start], key) != checksum", "view[head:start], key) == 0",
+        "test_redo.py::test_a_log_that_is_torn_anywhere_gives_the_transactions_before",
+    ),
+    Mutation(
+        5, "each process's redo log has the same key", "metadata/db.py",
+        "secrets.randbits(63)", "1", "test_redo.py::test_the_log_of_another_database_does_nothing",
+    ),
+    Mutation(
+        5, "what SQLite has committed is done again", "metadata/db.py",
+        "self._connection.execute(_NOTE_SEQUENCE, (self._log.sequence,))", "pass",
+        "test_redo.py::test_a_log_that_is_behind_the_database_does_nothing",
+    ),
+    Mutation(
+        5, "who fails takes others with it", "metadata/db.py",
+        "                self._do_again(self._log.group())", "                pass",
+        "test_redo.py::test_who_fails_undoes_nothing_of_others",
+    ),
+    Mutation(
+        5, "a sync leaves out what is not committed", "metadata/db.py",
+        "            covered = self._commit_all()", "            covered = self._ended", _POWER,
+    ),
+    Mutation(
         9, "a former writer does not look after its segment", _PUBLISH,
         "        check_writer()\n        self._commit(", "        self._commit(",
         "test_exchange.py::test_a_segment_that_comes_too_late_is_a_branch",

@@ -49,9 +49,9 @@ def await_cached(file: int, offset: int) -> None:
 def test_what_the_log_overwrites_next_is_read_ahead(db: Database) -> None:
     """Else each commit would wait for the disk, once the kernel has dropped the log's pages."""
     write(db, 1500)
+    db.sync()
     size = db.wal_bytes()
     assert size > 6 << 20
-    db.sync()
     db.checkpoint()
     file = os.open(f"{db.path}-wal", os.O_RDWR)
     try:
@@ -59,10 +59,12 @@ def test_what_the_log_overwrites_next_is_read_ahead(db: Database) -> None:
         if is_cached(file, 1 << 20):
             pytest.skip("this file system is in memory")
         write(db, 1)
+        db.sync()
         await_cached(file, 1 << 20)
         assert not is_cached(file, size - 4096), "all of the log was read"
         # And so on, while it grows.
         write(db, 600)
+        db.sync()
         end = os.fstat(file).st_size
         assert end == size, "the log did not begin anew"
         await_cached(file, 3 << 20)

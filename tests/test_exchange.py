@@ -708,6 +708,7 @@ def test_a_follower_that_was_away_for_long_reloads(
     assert_usage_is_right(desktop)
     assert sorted(path.name for path in desktop.path.parent.glob("desktop.db*")) == [
         "desktop.db",
+        "desktop.db-redo",
         "desktop.db-shm",
         "desktop.db-wal",
     ]

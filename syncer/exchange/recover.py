@@ -43,7 +43,7 @@ from syncer.exchange.writers import (
     read_repository,
     set_up_database,
 )
-from syncer.metadata.db import Database
+from syncer.metadata.db import FILE_ENDS, Database
 from syncer.metadata.pruning import prune
 from syncer.remote.base import Remote
 
@@ -380,13 +380,8 @@ def reload(db: Database, remote: Remote, info: RepositoryInfo) -> None:
     remove_database(fresh)
     build(remote, info, db.get_meta("machine"), fresh)
     try:
-        with db.lock:
-            db.execute("ATTACH ? AS fresh", (str(fresh),))
-            try:
-                with db.transaction():
-                    _copy_from_fresh(db)
-            finally:
-                db.execute("DETACH fresh")
+        with db.attached(fresh, "fresh"), db.transaction():
+            _copy_from_fresh(db)
     finally:
         remove_database(fresh)
 
@@ -411,7 +406,7 @@ def _copy_from_fresh(db: Database) -> None:
 
 def remove_database(path: Path) -> None:
     """Remove a database file and what SQLite keeps beside it."""
-    for end in ("", "-wal", "-shm"):
+    for end in FILE_ENDS:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{path}{end}")
 

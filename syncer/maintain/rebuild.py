@@ -55,7 +55,7 @@ from syncer.exchange.writers import (
 from syncer.maintain.findings import Progress
 from syncer.maintain.named import named_with, note_named
 from syncer.maintain.totals import recount
-from syncer.metadata.db import Database, Reader, Row
+from syncer.metadata.db import FILE_ENDS, Database, Reader, Row
 from syncer.metadata.schema import REBUILT
 from syncer.metadata.tree import node_base
 from syncer.remote.base import Remote
@@ -397,7 +397,7 @@ def put_in_place(source: Path, target: Path) -> str:
         number += 1
     _sync_file(source)
     # Its WAL must not be taken for the new one's; and without it, the file must not be found.
-    for end in ("", "-wal", "-shm"):
+    for end in FILE_ENDS:
         with contextlib.suppress(FileNotFoundError):
             os.rename(f"{target}{end}", f"{kept}{end}")
     publish_file(source, target)

@@ -3,18 +3,22 @@
 This module knows how to make a commit durable; what the rows mean to a file system is `tree`'s
 and its neighbours' business.
 
-Durability. The database is in WAL mode with synchronous=NORMAL, so a commit is one write() and
-survives the death of the process, not that of the power. `sync` makes everything that is
-committed power-safe by one fdatasync of the WAL; callers that come while one is under way share
-the next. Checkpoints (the copying of the WAL into the database file) are taken by a background
-thread, never by a commit, so that no file operation waits for them.
+Durability. What a transaction did survives the death of the process when it has ended, not that of
+the power: it is in the redo log, or SQLite has committed it to its WAL (synchronous=NORMAL). Many
+transactions share one commit of SQLite's, see `redo`; whoever looks at the database through another
+connection comes after one. `sync` makes everything power-safe that has ended, by a commit and one
+fdatasync of the WAL; callers that come while one is under way share the next. Checkpoints (the
+copying of the WAL into the database file) are taken by a background thread, never by a commit, so
+that no file operation waits for them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
+import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +27,7 @@ from typing import Any
 import apsw
 
 from syncer.errors import AccessError, CorruptError, FormatError, LocalFullError, SyncerError
+from syncer.metadata import redo
 from syncer.metadata.schema import META_KEYS, SCHEMA, SCHEMA_VERSION, UPGRADES
 
 #: A change of a name writes some seven pages to the WAL. Small pages halve that against 4096
@@ -33,6 +38,14 @@ _WAL_LIMIT_BYTES = 64 << 20
 #: How much of the WAL behind its present end is to be in the page cache.
 _WAL_AHEAD_BYTES = 2 << 20
 _WAL_FRAME_HEADER_BYTES = 24
+
+#: What is behind the path of a database in the names of its files.
+FILE_ENDS = ("", "-wal", "-shm", "-redo")
+
+_BEGIN_LOG = "INSERT OR REPLACE INTO meta VALUES('redo_key', ?), ('redo_sequence', ?)"
+_NOTE_SEQUENCE = "UPDATE meta SET value = ? WHERE key = 'redo_sequence'"
+
+log = logging.getLogger(__name__)
 
 Row = tuple[Any, ...]
 
@@ -62,10 +75,20 @@ class Database:
         #: Guards the connection and whatever in-memory state mirrors its rows.
         self.lock = threading.RLock()
         self._depth = 0
-        self._commits = 0
-        #: Guards _synced_commits and the order of syncs; never taken while holding `lock`.
+        #: Whether SQLite's transaction is open: that of a group, and of the one in progress.
+        self._is_open = False
+        #: None: every transaction is committed at once.
+        self._log: redo.RedoLog | None = None
+        #: What the transaction in progress ran; None: too much for the log.
+        self._statements: list[redo.Statement] | None = []
+        self._changes_before = 0
+        #: What statements do depends on another database as well, so the log can't have them.
+        self._is_attached = False
+        #: How many transactions have ended well.
+        self._ended = 0
+        #: Guards _synced and the order of syncs; never taken while holding `lock`.
         self._sync_lock = threading.Lock()
-        self._synced_commits = 0
+        self._synced = 0
         self._wal_fd = -1
         self._rollback_hooks: list[Callable[[], None]] = []
         self._transaction = _Transaction(self._begin, self._end)
@@ -79,27 +102,83 @@ class Database:
             raise CorruptError(f"the database {path} is missing")
         with self._translated():
             self._connection = _connect(path)
-            if is_new:
-                os.chmod(path, 0o600)
-                self._connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-                self._connection.execute("PRAGMA journal_mode = WAL")
             try:
                 if is_new:
-                    with self.transaction():
-                        self._connection.execute(SCHEMA)
-                        self.set_meta("schema_version", SCHEMA_VERSION)
+                    self._make()
                 self._check_version(may_upgrade=True)
+                self._open_wal()
+                self._take_up_log()
+                self._upgrade()
+                if is_new:
+                    self.sync()
             except BaseException:
-                self._connection.close()
+                self.close()
                 raise
-        self._wal_fd = os.open(f"{path}-wal", os.O_RDWR | os.O_CLOEXEC)
+        # SQLite makes a new WAL after each clean end; `sync` counts on its name as well.
+        _sync_folder(path.parent)
+
+    def _make(self) -> None:
+        os.chmod(self.path, 0o600)
+        self._connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        with self.transaction():
+            self._connection.execute(SCHEMA)
+            self.set_meta("schema_version", SCHEMA_VERSION)
+
+    def _open_wal(self) -> None:
+        self._wal_fd = os.open(f"{self.path}-wal", os.O_RDWR | os.O_CLOEXEC)
         self._frame_bytes = _WAL_FRAME_HEADER_BYTES + self._connection.pragma("page_size")
         self._read_wal_at = 0
         self._connection.set_wal_hook(self._read_wal_ahead)
-        if is_new:
+
+    @property
+    def _log_path(self) -> Path:
+        return Path(f"{self.path}-redo")
+
+    def _take_up_log(self) -> None:
+        """Do again what the last process had not committed when it was killed."""
+        key, sequence = self.get_meta("redo_key", 0), self.get_meta("redo_sequence", 0)
+        if key and (records := list(redo.read(self._log_path, key, sequence))):
+            with self.transaction():
+                self.set_meta("redo_sequence", self._do_again(records))
+            # The next log begins over this one.
             self.sync()
-        # SQLite makes a new WAL after each clean end; `sync` counts on its name as well.
-        _sync_folder(path.parent)
+
+    def _begin_log(self) -> None:
+        """Have the transactions after the one in progress, which is the first, go to a log."""
+        key, sequence = secrets.randbits(63), self.get_meta("redo_sequence", 0)
+        try:
+            begun = redo.RedoLog(self._log_path, key, sequence)
+        except OSError as error:
+            self._roll_back()
+            raise AccessError(f"{self._log_path}: {error.strerror}") from error
+        try:
+            with self._translated():
+                self._connection.execute(_BEGIN_LOG, (key, sequence))
+            self._commit()
+        except BaseException:
+            begun.close(remove=False)
+            raise
+        self._log = begun
+
+    def _do_again(self, records: Iterable[redo.Record]) -> int:
+        """Run transactions of the log once more; returns the newest one's number, or 0."""
+        number = 0
+        try:
+            for record in records:
+                before = self._connection.total_changes()
+                for sql, values in record.statements:
+                    self._connection.execute(sql, values)
+                if self._connection.total_changes() - before != record.changes:
+                    raise CorruptError(f"the database {self.path} does not fit its redo log")
+                number = record.sequence
+        except (apsw.ConstraintError, apsw.SQLError) as error:
+            raise CorruptError(
+                f"the database {self.path} does not fit its redo log ({error})"
+            ) from error
+        except apsw.Error as error:
+            raise self._failure(error) from error
+        return number
 
     def on_damage(self, hook: Callable[[], None]) -> None:
         """Have `hook` called once if SQLite finds the file damaged. It may hold `lock`."""
@@ -107,10 +186,14 @@ class Database:
 
     def _failure(self, error: apsw.Error) -> SyncerError:
         """Our error for one of SQLite's."""
-        if isinstance(error, (apsw.CorruptError, apsw.NotADBError)) and not self.damage:
-            self.damage = f"the database {self.path} is damaged ({error})"
-            self._on_damage()
+        if isinstance(error, (apsw.CorruptError, apsw.NotADBError)):
+            self._note_damage(f"the database {self.path} is damaged ({error})")
         return _translate(self.path, error)
+
+    def _note_damage(self, damage: str) -> None:
+        if not self.damage:
+            self.damage = damage
+            self._on_damage()
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -130,11 +213,18 @@ class Database:
             raise FormatError(f"{self.path} was written by an older syncer; mount it once")
         if version > SCHEMA_VERSION:
             raise FormatError(f"{self.path} was written by a newer syncer; install that version")
-        for old in range(version, SCHEMA_VERSION):
+        if version == SCHEMA_VERSION:
+            self._check_tables()
+
+    def _upgrade(self) -> None:
+        for old in range(self.get_meta("schema_version"), SCHEMA_VERSION):
             with self.transaction():
                 self.execute(UPGRADES[old])
                 self.set_meta("schema_version", old + 1)
-        if not _TABLES <= {row[0] for row in self.query(tables)}:
+        self._check_tables()
+
+    def _check_tables(self) -> None:
+        if not _TABLES <= {row[0] for row in self.query("SELECT name FROM sqlite_master")}:
             raise CorruptError(f"the database {self.path} is damaged (it lacks tables)")
 
     def look(self) -> None:
@@ -172,7 +262,12 @@ class Database:
             if self.damage:
                 raise CorruptError(self.damage)
             if not self._depth:
-                self.execute("BEGIN IMMEDIATE")
+                # A failure of this commit concerns nobody whose call has returned.
+                if self._log is not None and self._log.is_long:
+                    self._commit()
+                if not self._is_open:
+                    self._open_group()
+                self._changes_before = self._connection.total_changes()
             self._depth += 1
         except BaseException:
             self.lock.release()
@@ -183,23 +278,77 @@ class Database:
             self._depth -= 1
             if self._depth:
                 return
-            if not failed:
-                try:
-                    self.execute("COMMIT")
-                    self._commits += 1
-                    return
-                except BaseException:
+            if failed:
+                # Most that fail find something that is not as they want it, before any change.
+                if self._statements != [] or not self._connection.in_transaction:
                     self._roll_back()
-                    raise
-            self._roll_back()
+            elif self._statements != []:
+                self._keep()
+                self._ended += 1
         finally:
+            if not self._depth:
+                self._statements = []
             self.lock.release()
 
+    def _open_group(self) -> None:
+        with self._translated():
+            self._connection.execute("BEGIN IMMEDIATE")
+        self._is_open = True
+
+    def _keep(self) -> None:
+        """Make what the transaction did survive the process; or undo it, and raise."""
+        if self._statements is None or self._is_attached:
+            self._commit()
+        elif self._log is None:
+            self._begin_log()
+        else:
+            changes = self._connection.total_changes() - self._changes_before
+            try:
+                is_kept = self._log.append(self._statements, changes)
+            except OSError as error:
+                self._roll_back()
+                raise LocalFullError(
+                    f"{self._log_path} can't be written ({error}); free some space"
+                ) from error
+            if not is_kept:
+                self._commit()
+
+    def _commit(self) -> None:
+        """End the group: SQLite commits it. Where it can't, the group is in the log as before."""
+        if not self._is_open:
+            return
+        if self.damage:
+            raise CorruptError(self.damage)
+        try:
+            with self._translated():
+                if self._log is not None:
+                    self._connection.execute(_NOTE_SEQUENCE, (self._log.sequence,))
+                self._connection.execute("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+        self._is_open = False
+        if self._log is not None:
+            self._log.restart()
+
     def _roll_back(self) -> None:
-        with contextlib.suppress(apsw.Error):
-            self._connection.execute("ROLLBACK")
+        """Undo the transaction in progress, with its group, of which the others are done again."""
+        self._abandon_group()
+        if self._log is not None and not self._log.is_empty:
+            try:
+                self._open_group()
+                self._do_again(self._log.group())
+            except (SyncerError, OSError) as error:
+                self._abandon_group()
+                # The log has all that has ended; the next process begins with that.
+                self._note_damage(f"the database {self.path} can't go on ({error})")
         for hook in self._rollback_hooks:
             hook()
+
+    def _abandon_group(self) -> None:
+        with contextlib.suppress(apsw.Error):
+            self._connection.execute("ROLLBACK")
+        self._is_open = False
 
     def on_rollback(self, hook: Callable[[], None]) -> None:
         """Have `hook` called, under `lock`, whenever a transaction did not happen after all."""
@@ -207,6 +356,8 @@ class Database:
 
     def execute(self, sql: str, bindings: Sequence[Any] = ()) -> None:
         """Run a statement that returns no rows. The caller holds a transaction."""
+        # A failed one belongs there as well: what is in memory may be ahead of it.
+        self._note(sql, bindings)
         try:
             self._connection.execute(sql, bindings)
         except apsw.Error as error:
@@ -215,7 +366,15 @@ class Database:
     def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """Run a statement once per row. The caller holds a transaction."""
         with self._translated():
-            self._connection.executemany(sql, rows)
+            for row in rows:
+                self._note(sql, row)
+                self._connection.execute(sql, row)
+
+    def _note(self, sql: str, bindings: Sequence[Any]) -> None:
+        if self._statements is not None:
+            self._statements.append((sql, bindings))
+            if len(self._statements) > redo.MAX_STATEMENTS:
+                self._statements = None
 
     def changes(self) -> int:
         """How many rows the last statement changed. The caller holds a transaction."""
@@ -244,6 +403,7 @@ class Database:
         File operations go on meanwhile. Keep it short all the same: the WAL grows as long. With
         `spills`, its temporary tables may be larger than the memory.
         """
+        self._commit_all()
         with self._translated():
             connection = _connect(self.path, apsw.SQLITE_OPEN_READONLY)
             try:
@@ -272,13 +432,36 @@ class Database:
         Waits for the disk; many callers at once share one fdatasync. Never call it inside a
         transaction.
         """
-        wanted = self._commits
+        wanted = self._ended
         with self._sync_lock:
-            if self._synced_commits >= wanted:
+            if self._synced >= wanted:
                 return
-            covered = self._commits
+            covered = self._commit_all()
             os.fdatasync(self._wal_fd)
-            self._synced_commits = covered
+            self._synced = covered
+
+    def _commit_all(self) -> int:
+        """For whoever looks from outside; returns how many transactions have ended by now."""
+        with self.lock:
+            assert self._statements == [], "it would end a transaction in its middle"
+            self._commit()
+            if self._depth:
+                self._open_group()
+            return self._ended
+
+    @contextlib.contextmanager
+    def attached(self, path: Path, name: str) -> Iterator[None]:
+        """Have the tables of another database as `name`.table. Holds `lock`."""
+        with self.lock:
+            self._commit_all()
+            with self._translated():
+                self._connection.execute(f"ATTACH ? AS {name}", (str(path),))
+                self._is_attached = True
+                try:
+                    yield
+                finally:
+                    self._is_attached = False
+                    self._connection.execute(f"DETACH {name}")
 
     def checkpoint(self) -> None:
         """Copy what the WAL holds into the database file, so that the WAL begins anew.
@@ -291,6 +474,7 @@ class Database:
             try:
                 connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
                 with self.lock:
+                    self._commit_all()
                     connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
             finally:
                 connection.close()
@@ -316,13 +500,21 @@ class Database:
         """What database and WAL take on the disk."""
         return sum(
             os.stat(name).st_size
-            for name in (self.path, f"{self.path}-wal")
+            for name in (self.path, f"{self.path}-wal", self._log_path)
             if os.path.exists(name)
         )
 
     def close(self) -> None:
-        """Checkpoint and close. The database must not be used afterwards."""
+        """Commit and close. The database must not be used afterwards."""
         with self.lock:
+            is_committed = False
+            try:
+                self._commit()
+                is_committed = True
+            except SyncerError as error:
+                log.warning("what was not committed stays in %s: %s", self._log_path, error)
+            if self._log is not None:
+                self._log.close(remove=is_committed)
             if self._wal_fd >= 0:
                 os.close(self._wal_fd)
                 self._wal_fd = -1

@@ -6,7 +6,7 @@ brings a database of the version before to it.
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 # What both a new database and an older one get.
 _PINS = """
@@ -99,6 +99,8 @@ ALTER TABLE orphan DROP COLUMN parent;
 ALTER TABLE orphan DROP COLUMN name;
 """,
     5: "ALTER TABLE node_past ADD COLUMN blocks INTEGER;",
+    # Nothing in the tables: an older program would not know of the redo log.
+    6: "",
 }
 
 SCHEMA = (
@@ -292,6 +294,8 @@ META_KEYS = frozenset(
         "pruned",  # the decision about kept moments with which the tables are in line
         "policy_ns",  # when the standing policy was last looked after, since 1970
         "sweep_ns",  # when the remote is to be searched for garbage next; 0: not before a prune
+        "redo_key",  # under which the last process that wrote here made its redo log, see `redo`
+        "redo_sequence",  # of the log's newest transaction that SQLite has committed
         "parent_segment",  # key of the newest segment, which the next one names as its parent
     }
 )

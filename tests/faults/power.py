@@ -1,14 +1,15 @@
 """A data directory whose disk forgets, at a power cut, what was not synced.
 
 The real code writes to a real folder. The calls by which it changes and syncs files are watched at
-the modules that make them, `blocks.cache`, `exchange.journal` and `metadata.db` (and SQLite's own
-syncs by a VFS above the usual one). `cut` then makes another folder, as the disk may look when the
-power is back:
+the modules that make them, `blocks.cache`, `exchange.journal`, `metadata.db` and `metadata.redo`
+(and SQLite's own syncs by a VFS above the usual one). `cut` then makes another folder, as the disk
+may look when the power is back:
 
 - a block file or local segment file whose content was not synced is there whole, in part, empty, as
   zeros, or not at all;
 - a name that was made, replaced or removed in a folder that was not synced is new or old;
-- each sector of 512 bytes of the database and its WAL is as it is now, or as it was synced last.
+- each sector of 512 bytes of the database, its WAL and its redo log is as it is now, or as it was
+  synced last.
 
 It chooses by a seeded generator, each independently of the others, so in any order. What it does
 not model: sectors that are damaged though nobody wrote to them.
@@ -27,7 +28,7 @@ import pytest
 
 from syncer.blocks import cache
 from syncer.exchange import journal
-from syncer.metadata import db
+from syncer.metadata import db, redo
 
 _SECTOR_BYTES = 512
 
@@ -64,6 +65,7 @@ class Disk:
         watched = _Os(self)
         self._patch.setattr(cache, "os", watched)
         self._patch.setattr(db, "os", watched)
+        self._patch.setattr(redo, "os", watched)
         self._patch.setattr(journal, "os", watched)
         self._patch.setattr(cache, "_libc", watched)
         return self
@@ -132,9 +134,10 @@ class Disk:
                 place.parent.mkdir(exist_ok=True)
                 inode, content = state
                 place.write_bytes(content if inode.is_synced else self._torn(content))
-        for name in ("metadata.db", "metadata.db-wal"):
+        for name in ("metadata.db", "metadata.db-wal", "metadata.db-redo"):
             path = self.folder / name
-            if path.exists() and (name == "metadata.db" or self._wal_is_named or self._flip()):
+            is_named = name == "metadata.db" or (name.endswith("-wal") and self._wal_is_named)
+            if path.exists() and (is_named or self._flip()):
                 before = self._synced.get(str(path), b"")
                 (target / name).write_bytes(self._mixed(before, path.read_bytes()))
 
@@ -183,6 +186,10 @@ class _Os:
     def write(self, descriptor: int, data: Any) -> int:
         self._disk.effect()
         return os.write(descriptor, data)
+
+    def pwrite(self, descriptor: int, data: Any, offset: int) -> int:
+        self._disk.effect()
+        return os.pwrite(descriptor, data, offset)
 
     def rename(self, old: Any, new: Any) -> None:
         self._disk.effect()

@@ -42,7 +42,7 @@ class _Ids:
     """Which block files and objects belong to which file."""
 
     def __init__(self, mount: Mount) -> None:
-        db = Database(mount.data / "metadata.db")
+        db = Database(mount.data / "metadata.db", read_only=True)
         try:
             seed = db.get_meta("seed")
         finally:

@@ -12,7 +12,6 @@ import hashlib
 import os
 import random
 import shutil
-import sqlite3
 import stat
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from syncer.metadata.db import FILE_ENDS, Database
 from tests.faults import work
 from tests.mounted import BINDINGS, Mount, mounted
 from tests.sshd import HOST, Sshd
@@ -134,8 +134,8 @@ class Loop:
     def _count(self, seed: int, places: Sequence[tuple[Path, Path, int]]) -> None:
         in_flight = any(begun > done for begun, done in (work.calls(place[1]) for place in places))
         with left_database(self._mount.data, self._journals) as db:
-            ((dirty,),) = db.execute("SELECT count(*) FROM block WHERE dirty IS NOT NULL")
-            ((unpublished,),) = db.execute("SELECT count(*) FROM outbox")
+            ((dirty,),) = db.query("SELECT count(*) FROM block WHERE dirty IS NOT NULL")
+            ((unpublished,),) = db.query("SELECT count(*) FROM outbox")
         assert in_flight or dirty or unpublished, f"seed {seed}: there was nothing to lose"
         self.in_flight += in_flight
         self.dirty += bool(dirty)
@@ -166,15 +166,16 @@ def _has_failed(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def left_database(data: Path, scratch: Path) -> Iterator[sqlite3.Connection]:
+def left_database(data: Path, scratch: Path) -> Iterator[Database]:
     """A look at a copy of what a dead process left, which opening would tidy up."""
     folder = scratch / "left"
     folder.mkdir()
     try:
-        for name in ("metadata.db", "metadata.db-wal"):
-            if (data / name).exists():
+        for end in FILE_ENDS:
+            name = f"metadata.db{end}"
+            if end != "-shm" and (data / name).exists():
                 shutil.copy(data / name, folder / name)
-        with contextlib.closing(sqlite3.connect(folder / "metadata.db")) as db:
+        with contextlib.closing(Database(folder / "metadata.db")) as db:
             yield db
     finally:
         shutil.rmtree(folder)
@@ -185,10 +186,10 @@ def cut_power(data: Path, chance: random.Random) -> None:
 
     And the mark of the boot is that of an earlier one.
     """
-    with contextlib.closing(sqlite3.connect(data / "metadata.db")) as db, db:
-        unsynced = db.execute("SELECT id FROM block WHERE synced = 0").fetchall()
-        unsynced += db.execute("SELECT data FROM undo_run WHERE node = 0").fetchall()
-        db.execute("UPDATE meta SET value = 'an earlier boot' WHERE key = 'boot'")
+    with contextlib.closing(Database(data / "metadata.db")) as db:
+        unsynced = db.query("SELECT id FROM block WHERE synced = 0")
+        unsynced += db.query("SELECT data FROM undo_run WHERE node = 0")
+        db.set_meta("boot", "an earlier boot")
     for (block_id,) in unsynced:
         path = data / "blocks" / block_id.hex()[:2] / block_id.hex()
         if path.exists() and chance.random() < 0.6:
