@@ -59,7 +59,8 @@ from syncer.exchange.wire import (
     parse_span,
     segment_key,
 )
-from syncer.metadata.db import Database, Reader
+from syncer.metadata.connection import Reader
+from syncer.metadata.db import Database
 
 log = logging.getLogger(__name__)
 

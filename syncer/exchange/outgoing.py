@@ -27,7 +27,7 @@ from syncer.exchange.wire import (
     part_key,
     segment_key,
 )
-from syncer.metadata.db import Reader, Row
+from syncer.metadata.connection import Reader, Row
 
 #: One version, with its table; among those of a key, the oldest comes first.
 Record = tuple[Table, Version]

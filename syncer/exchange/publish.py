@@ -45,7 +45,8 @@ from syncer.exchange.wire import (
     segment_key,
 )
 from syncer.exchange.writers import RepositoryInfo
-from syncer.metadata.db import Database, Reader
+from syncer.metadata.connection import Reader
+from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
 from syncer.remote.base import Remote
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from syncer.codec import BLOCK_BYTES
 from syncer.metadata import naming
+from syncer.metadata.connection import Reader, Row
 from syncer.metadata.contents import RUN_BLOCKS
-from syncer.metadata.db import Database, Reader, Row
+from syncer.metadata.db import Database
 from syncer.metadata.history import FOREVER
 
 #: (node, run, born, died, data) of past runs, and the file's size when they ended.

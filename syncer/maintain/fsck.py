@@ -36,8 +36,9 @@ from syncer.maintain.mending import Mender, mend_past
 from syncer.maintain.named import note_named
 from syncer.maintain.objects import RemoteBlocks, check_log
 from syncer.maintain.totals import recount
+from syncer.metadata.connection import Reader
 from syncer.metadata.contents import Contents
-from syncer.metadata.db import Database, Reader
+from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
 from syncer.metadata.schema import REBUILT
 from syncer.metadata.tree import Tree

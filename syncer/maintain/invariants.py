@@ -15,8 +15,8 @@ from syncer.exchange.rows import CONTENT, NAME, NODE, TABLES, XATTR, Table
 from syncer.maintain.findings import Progress, Report
 from syncer.maintain.named import path_of
 from syncer.maintain.totals import wrong_totals
+from syncer.metadata.connection import Reader, Row
 from syncer.metadata.contents import RUN_BLOCKS
-from syncer.metadata.db import Reader, Row
 from syncer.metadata.schema import COUNTED_BLOCKS, WRONG_PAST_BLOCKS
 from syncer.metadata.tree import ROOT, node_base
 

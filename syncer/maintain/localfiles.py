@@ -13,7 +13,8 @@ from syncer.codec import MAX_OBJECT_BYTES, decode_block
 from syncer.errors import CorruptError, MissingError
 from syncer.maintain.findings import Progress, Report
 from syncer.maintain.named import named_with
-from syncer.metadata.db import Database, Reader
+from syncer.metadata.connection import Reader
+from syncer.metadata.db import Database
 from syncer.remote.base import Remote
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from syncer.codec import ID_BYTES
 from syncer.maintain.findings import Report
 from syncer.maintain.named import files_of, path_of
-from syncer.metadata.db import Reader
+from syncer.metadata.connection import Reader
 from syncer.metadata.tree import OWN_XATTRS, ROOT, Tree
 
 _PREFIX = OWN_XATTRS + b"lost."

@@ -15,8 +15,9 @@ from collections.abc import Callable
 
 from syncer.codec import BLOCK_BYTES, ID_BYTES, MAX_FILE_BYTES
 from syncer.maintain.invariants import LINKS, ROWS, STRUCTURE
+from syncer.metadata.connection import Row
 from syncer.metadata.contents import INLINE_RUN, RUN_BLOCKS, Contents
-from syncer.metadata.db import Database, Row
+from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
 from syncer.metadata.tree import ROOT, Node, Tree
 

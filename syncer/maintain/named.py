@@ -15,8 +15,8 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from syncer.codec import BLOCK_BYTES, HOLE, split_ids
+from syncer.metadata.connection import Reader
 from syncer.metadata.contents import RUN_BLOCKS
-from syncer.metadata.db import Reader
 
 _ROWS = 1000
 _CONTENTS = """

@@ -35,7 +35,8 @@ from syncer.exchange.wire import (
 from syncer.exchange.writers import Chain, RepositoryInfo, Writers
 from syncer.maintain.findings import Progress, Report
 from syncer.maintain.named import named_with
-from syncer.metadata.db import Database, Reader
+from syncer.metadata.connection import Reader
+from syncer.metadata.db import Database
 from syncer.remote.base import Remote
 
 #: Objects looked into at once.

@@ -55,7 +55,8 @@ from syncer.exchange.writers import (
 from syncer.maintain.findings import Progress
 from syncer.maintain.named import named_with, note_named
 from syncer.maintain.totals import recount
-from syncer.metadata.db import FILE_ENDS, Database, Reader, Row
+from syncer.metadata.connection import Reader, Row
+from syncer.metadata.db import FILE_ENDS, Database
 from syncer.metadata.schema import REBUILT
 from syncer.metadata.tree import node_base
 from syncer.remote.base import Remote

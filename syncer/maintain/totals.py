@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from syncer.metadata.db import Database, Reader
+from syncer.metadata.connection import Reader
+from syncer.metadata.db import Database
 
 #: Column -> what it counts.
 TOTALS = {

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from syncer.codec import BLOCK_BYTES, HOLE, ID_BYTES, split_ids
-from syncer.metadata.db import Database, Row
+from syncer.metadata.connection import Row
+from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
 from syncer.metadata.schema import COUNTED_BLOCKS
 

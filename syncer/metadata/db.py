@@ -28,16 +28,13 @@ import apsw
 
 from syncer.errors import AccessError, CorruptError, FormatError, LocalFullError, SyncerError
 from syncer.metadata import redo
+from syncer.metadata.connection import Reader, Row, connect, translate
 from syncer.metadata.schema import META_KEYS, SCHEMA, SCHEMA_VERSION, UPGRADES
+from syncer.metadata.wal import Wal
 
 #: A change of a name writes some seven pages to the WAL. Small pages halve that against 4096
 #: bytes, and cost no time; smaller ones would make chains of the longer rows.
 _PAGE_BYTES = 2048
-#: When the WAL begins anew, its file is cut to this.
-_WAL_LIMIT_BYTES = 64 << 20
-#: How much of the WAL behind its present end is to be in the page cache.
-_WAL_AHEAD_BYTES = 2 << 20
-_WAL_FRAME_HEADER_BYTES = 24
 
 #: What is behind the path of a database in the names of its files.
 FILE_ENDS = ("", "-wal", "-shm", "-redo")
@@ -46,8 +43,6 @@ _BEGIN_LOG = "INSERT OR REPLACE INTO meta VALUES('redo_key', ?), ('redo_sequence
 _NOTE_SEQUENCE = "UPDATE meta SET value = ? WHERE key = 'redo_sequence'"
 
 log = logging.getLogger(__name__)
-
-Row = tuple[Any, ...]
 
 _TABLES = frozenset(re.findall(r"CREATE (?:TABLE|INDEX) (\w+)", SCHEMA))
 
@@ -89,24 +84,24 @@ class Database:
         #: Guards _synced and the order of syncs; never taken while holding `lock`.
         self._sync_lock = threading.Lock()
         self._synced = 0
-        self._wal_fd = -1
+        self._wal: Wal | None = None
         self._rollback_hooks: list[Callable[[], None]] = []
         self._transaction = _Transaction(self._begin, self._end)
         if read_only:
             with self._translated():
-                self._connection = _connect(path, apsw.SQLITE_OPEN_READONLY)
+                self._connection = connect(path, apsw.SQLITE_OPEN_READONLY)
             self._check_version(may_upgrade=False)
             return
         is_new = not path.exists()
         if is_new and must_exist:
             raise CorruptError(f"the database {path} is missing")
         with self._translated():
-            self._connection = _connect(path)
+            self._connection = connect(path)
             try:
                 if is_new:
                     self._make()
                 self._check_version(may_upgrade=True)
-                self._open_wal()
+                self._wal = Wal(path, self._connection)
                 self._take_up_log()
                 self._upgrade()
                 if is_new:
@@ -124,12 +119,6 @@ class Database:
         with self.transaction():
             self._connection.execute(SCHEMA)
             self.set_meta("schema_version", SCHEMA_VERSION)
-
-    def _open_wal(self) -> None:
-        self._wal_fd = os.open(f"{self.path}-wal", os.O_RDWR | os.O_CLOEXEC)
-        self._frame_bytes = _WAL_FRAME_HEADER_BYTES + self._connection.pragma("page_size")
-        self._read_wal_at = 0
-        self._connection.set_wal_hook(self._read_wal_ahead)
 
     @property
     def _log_path(self) -> Path:
@@ -188,7 +177,7 @@ class Database:
         """Our error for one of SQLite's."""
         if isinstance(error, (apsw.CorruptError, apsw.NotADBError)):
             self._note_damage(f"the database {self.path} is damaged ({error})")
-        return _translate(self.path, error)
+        return translate(self.path, error)
 
     def _note_damage(self, damage: str) -> None:
         if not self.damage:
@@ -226,27 +215,6 @@ class Database:
     def _check_tables(self) -> None:
         if not _TABLES <= {row[0] for row in self.query("SELECT name FROM sqlite_master")}:
             raise CorruptError(f"the database {self.path} is damaged (it lacks tables)")
-
-    def look(self) -> None:
-        """Look at both ends of every table and index: cheap at any size, and finds much.
-
-        Raises CorruptError. A whole look is `integrity_faults`.
-        """
-        for (table,) in self.query("SELECT name FROM sqlite_master WHERE type = 'table'"):
-            columns = [row[1] for row in self.query(f"PRAGMA table_info({table})") if row[5]]
-            for way in ("", " DESC") if columns else ():
-                order = ", ".join(f"{column}{way}" for column in columns)
-                self.query(f"SELECT * FROM {table} ORDER BY {order} LIMIT 1")
-        if not self.query_one("SELECT 1 FROM usage"):
-            raise CorruptError(f"the database {self.path} is damaged (it has no totals)")
-
-    def integrity_faults(self, limit: int) -> list[str]:
-        """What SQLite's own check finds wrong with the file, in its words. Reads all of it."""
-        try:
-            rows = self.query(f"PRAGMA integrity_check({limit})")
-        except CorruptError as error:
-            return [str(error)]
-        return [row[0] for row in rows if row[0] != "ok"]
 
     def transaction(self) -> contextlib.AbstractContextManager[None]:
         """All statements inside become visible and crash-safe together, or none of them.
@@ -405,7 +373,7 @@ class Database:
         """
         self._commit_all()
         with self._translated():
-            connection = _connect(self.path, apsw.SQLITE_OPEN_READONLY)
+            connection = connect(self.path, apsw.SQLITE_OPEN_READONLY)
             try:
                 if spills:
                     connection.execute("PRAGMA temp_store = FILE")
@@ -437,7 +405,8 @@ class Database:
             if self._synced >= wanted:
                 return
             covered = self._commit_all()
-            os.fdatasync(self._wal_fd)
+            if self._wal is not None:
+                self._wal.sync()
             self._synced = covered
 
     def _commit_all(self) -> int:
@@ -470,7 +439,7 @@ class Database:
         since as long as a single frame is left the WAL only grows.
         """
         with self._translated():
-            connection = _connect(self.path)
+            connection = connect(self.path)
             try:
                 connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
                 with self.lock:
@@ -479,22 +448,9 @@ class Database:
             finally:
                 connection.close()
 
-    def _read_wal_ahead(self, connection: apsw.Connection, name: str, frames: int) -> int:
-        """After a commit: have the kernel read what will be overwritten next.
-
-        A WAL that began anew is written over its former self, and no frame fills pages of the page
-        cache exactly. Where these are no longer cached, the kernel reads each of them first, while
-        the commit waits: it takes twenty times as long.
-        """
-        end = frames * self._frame_bytes
-        if not self._read_wal_at - _WAL_AHEAD_BYTES <= end < self._read_wal_at:
-            os.posix_fadvise(self._wal_fd, end, _WAL_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
-            self._read_wal_at = end + _WAL_AHEAD_BYTES // 2
-        return apsw.SQLITE_OK
-
     def wal_bytes(self) -> int:
         """What the WAL takes on the disk."""
-        return os.fstat(self._wal_fd).st_size
+        return self._wal.size_bytes if self._wal else 0
 
     def size_bytes(self) -> int:
         """What database and WAL take on the disk."""
@@ -515,38 +471,10 @@ class Database:
                 log.warning("what was not committed stays in %s: %s", self._log_path, error)
             if self._log is not None:
                 self._log.close(remove=is_committed)
-            if self._wal_fd >= 0:
-                os.close(self._wal_fd)
-                self._wal_fd = -1
+            if self._wal is not None:
+                self._wal.close()
+                self._wal = None
             self._connection.close()
-
-
-class Reader:
-    """A read-only view of the database at one moment. For one thread."""
-
-    def __init__(self, connection: apsw.Connection) -> None:
-        self._connection = connection
-
-    def query(self, sql: str, bindings: Sequence[Any] = ()) -> Iterator[Row]:
-        """The rows of a query, one by one."""
-        return iter(self._connection.execute(sql, bindings))
-
-    def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
-        """Run a statement once per row; only temporary tables can be changed."""
-        self._connection.executemany(sql, rows)
-
-
-def _connect(
-    path: Path, flags: int = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
-) -> apsw.Connection:
-    connection = apsw.Connection(str(path), flags=flags, statementcachesize=200)
-    connection.set_busy_timeout(10_000)
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute("PRAGMA wal_autocheckpoint = 0")
-    connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
-    connection.execute("PRAGMA cache_size = -16384")
-    connection.execute("PRAGMA temp_store = MEMORY")
-    return connection
 
 
 def _sync_folder(path: Path) -> None:
@@ -570,15 +498,3 @@ class _Transaction(contextlib.AbstractContextManager[None]):
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._end(error is not None)
-
-
-def _translate(path: Path, error: apsw.Error) -> SyncerError:
-    if isinstance(error, apsw.FullError):
-        return LocalFullError(f"the disk that holds {path} is full; free some space")
-    if isinstance(error, (apsw.CorruptError, apsw.NotADBError)):
-        return CorruptError(f"the database {path} is damaged ({error})")
-    if isinstance(error, (apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError)):
-        return AccessError(f"the database {path} can't be opened ({error}); check its permissions")
-    if isinstance(error, apsw.IOError):
-        return CorruptError(f"the disk that holds {path} fails ({error})")
-    return SyncerError(f"the database {path}: {error}")

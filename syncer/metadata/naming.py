@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 from syncer.codec import HOLE, ID_BYTES
-from syncer.metadata.db import Reader, Row
+from syncer.metadata.connection import Reader, Row
 
 #: Ids in memory at once take some 100 bytes each.
 _PASS_IDS = 1 << 20

@@ -19,6 +19,7 @@ from syncer.maintain.fsck import REBUILT_KINDS, Options
 from syncer.maintain.invariants import check_history
 from syncer.maintain.rebuild import Place, rebuild
 from syncer.metadata.db import Database
+from syncer.metadata.soundness import integrity_faults, look
 from syncer.process.control import Progress
 from syncer.process.engine import Engine
 from syncer.process.folder import DataFolder
@@ -74,9 +75,9 @@ class _Check:
         self._tell("database", 0, 0)
         try:
             with contextlib.closing(Database(self._folder.database, must_exist=True)) as db:
-                db.look()
+                look(db)
                 Journal(db, self._folder.segments)
-                faults = db.integrity_faults(_FAULTS)
+                faults = integrity_faults(db, _FAULTS)
         except CorruptError as error:
             faults = [str(error)]
         for fault in faults:

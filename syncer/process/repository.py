@@ -21,6 +21,7 @@ from syncer.exchange.writers import RepositoryInfo, init_repository, new_machine
 from syncer.metadata.contents import Contents
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
+from syncer.metadata.soundness import look
 from syncer.metadata.tree import Tree
 from syncer.process.folder import DataFolder, mending
 from syncer.remote import Remote, open_remote
@@ -45,7 +46,7 @@ def open_database(folder: DataFolder) -> Database:
     try:
         db = Database(folder.database, must_exist=True)
         try:
-            db.look()
+            look(db)
         except BaseException:
             db.close()
             raise

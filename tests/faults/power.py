@@ -1,7 +1,7 @@
 """A data directory whose disk forgets, at a power cut, what was not synced.
 
 The real code writes to a real folder. The calls by which it changes and syncs files are watched at
-the modules that make them, `blocks.cache`, `exchange.journal`, `metadata.db` and `metadata.redo`
+the modules that make them, `blocks.cache`, `exchange.journal`, `metadata.db`, `redo` and `wal`
 (and SQLite's own syncs by a VFS above the usual one). `cut` then makes another folder, as the disk
 may look when the power is back:
 
@@ -28,7 +28,7 @@ import pytest
 
 from syncer.blocks import cache
 from syncer.exchange import journal
-from syncer.metadata import db, redo
+from syncer.metadata import db, redo, wal
 
 _SECTOR_BYTES = 512
 
@@ -66,6 +66,7 @@ class Disk:
         self._patch.setattr(cache, "os", watched)
         self._patch.setattr(db, "os", watched)
         self._patch.setattr(redo, "os", watched)
+        self._patch.setattr(wal, "os", watched)
         self._patch.setattr(journal, "os", watched)
         self._patch.setattr(cache, "_libc", watched)
         return self

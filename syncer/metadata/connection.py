@@ -1,0 +1,58 @@
+"""Connections to the metadata database's file, and SQLite's errors as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from syncer.errors import AccessError, CorruptError, LocalFullError, SyncerError
+
+#: When the WAL begins anew, its file is cut to this.
+_WAL_LIMIT_BYTES = 64 << 20
+
+Row = tuple[Any, ...]
+
+
+class Reader:
+    """A read-only view of the database at one moment. For one thread."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+
+    def query(self, sql: str, bindings: Sequence[Any] = ()) -> Iterator[Row]:
+        """The rows of a query, one by one."""
+        return iter(self._connection.execute(sql, bindings))
+
+    def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Run a statement once per row; only temporary tables can be changed."""
+        self._connection.executemany(sql, rows)
+
+
+def connect(
+    path: Path, flags: int = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+) -> apsw.Connection:
+    """A connection that never checkpoints by itself. Raises apsw.Error."""
+    connection = apsw.Connection(str(path), flags=flags, statementcachesize=200)
+    connection.set_busy_timeout(10_000)
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA wal_autocheckpoint = 0")
+    connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
+    connection.execute("PRAGMA cache_size = -16384")
+    connection.execute("PRAGMA temp_store = MEMORY")
+    return connection
+
+
+def translate(path: Path, error: apsw.Error) -> SyncerError:
+    """Our error for one of SQLite's about the database at `path`."""
+    if isinstance(error, apsw.FullError):
+        return LocalFullError(f"the disk that holds {path} is full; free some space")
+    if isinstance(error, (apsw.CorruptError, apsw.NotADBError)):
+        return CorruptError(f"the database {path} is damaged ({error})")
+    if isinstance(error, (apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError)):
+        return AccessError(f"the database {path} can't be opened ({error}); check its permissions")
+    if isinstance(error, apsw.IOError):
+        return CorruptError(f"the disk that holds {path} fails ({error})")
+    return SyncerError(f"the database {path}: {error}")
