@@ -24,6 +24,7 @@ from syncer.errors import MountError
 from syncer.kernel import Invalidator, answer_init, is_dying, request_of
 from syncer.metadata.tree import Node
 from syncer.mount import CODEC, Operations
+from syncer.statbuf import StatBuffer
 from syncer.threadstate import keep
 from syncer.vfs.caller import Caller
 from syncer.vfs.calls import Caching, Target
@@ -50,9 +51,6 @@ _CONGESTED_BACKGROUND = 48
 #: is 10. Beyond the second number, those without work end.
 _MAX_THREADS = 1024
 _IDLE_THREADS = 64
-_STAT_BLOCK_BYTES = 512
-#: What programs like cp take as their buffer.
-_PREFERRED_IO_BYTES = 128 << 10
 _ENTRIES_PER_CALL = 64
 
 
@@ -164,7 +162,8 @@ def _load(version: int) -> Any:
 
 
 def _subclass(calls: type[_Common], module: Any) -> Any:
-    return type("Fuse", (calls, module.FUSE), {"module": module})
+    attributes = {"module": module, "stat": StatBuffer(module.c_stat)}
+    return type("Fuse", (calls, module.FUSE), attributes)
 
 
 def _arguments(version: int, module: Any, options: MountOptions) -> dict[str, Any]:
@@ -217,25 +216,6 @@ class _Callable:
         return getattr(self._operations, operation)(*arguments)
 
 
-def _fill_stat(st: Any, node: Node) -> None:
-    st.st_ino = node.id
-    st.st_mode = node.mode
-    st.st_nlink = node.nlink
-    st.st_uid = node.uid
-    st.st_gid = node.gid
-    st.st_rdev = node.rdev
-    st.st_size = node.size
-    st.st_blksize = _PREFERRED_IO_BYTES
-    st.st_blocks = -(-node.stored_bytes // _STAT_BLOCK_BYTES)
-    _fill_time(st.st_atimespec, node.atime_ns)
-    _fill_time(st.st_mtimespec, node.mtime_ns)
-    _fill_time(st.st_ctimespec, node.ctime_ns)
-
-
-def _fill_time(timespec: Any, time_ns: int) -> None:
-    timespec.tv_sec, timespec.tv_nsec = divmod(time_ns, 1_000_000_000)
-
-
 def _times(buffer: Any, now_ns: int) -> tuple[int | None, int | None]:
     """(atime, mtime) from libfuse's two timespecs; None where one is to stay."""
 
@@ -258,6 +238,7 @@ class _Common:
     options: MountOptions
     module: Any
     """The binding's own module."""
+    stat: StatBuffer
 
     def _wrapper(self, function: Callable[..., int | None], *arguments: Any) -> int:
         """Run a callback; only an errno leaves it."""
@@ -307,8 +288,7 @@ class _Common:
         return written
 
     def _getattr(self, path: bytes | None, buf: Any, fip: Any) -> None:
-        ctypes.memset(buf, 0, ctypes.sizeof(buf.contents))
-        _fill_stat(buf.contents, self.operations.attributes(_target(path, fip)))
+        self.stat.fill(buf.contents, self.operations.attributes(_target(path, fip)))
 
     def _chown(self, target: Target, uid: int, gid: int) -> None:
         # -1 comes as the largest unsigned number.
@@ -439,7 +419,7 @@ class _Calls3(_Common):
         stat = self.module.c_stat()
 
         def fill(name: bytes, node: Node, next_offset: int) -> int:
-            _fill_stat(stat, node)
+            self.stat.fill(stat, node)
             return int(filler(buf, name, stat, next_offset, _FILL_DIR_PLUS))
 
         self._readdir(fill, offset, fip.contents.fh)
@@ -479,7 +459,7 @@ class _Calls2(_Common):
         stat = self.module.c_stat()
 
         def fill(name: bytes, node: Node, next_offset: int) -> int:
-            _fill_stat(stat, node)
+            self.stat.fill(stat, node)
             return int(filler(buf, name, stat, next_offset))
 
         self._readdir(fill, offset, fip.contents.fh)
