@@ -22,7 +22,7 @@ from typing import Any
 
 from syncer.errors import MountError
 from syncer.kernel import Invalidator, answer_init, is_dying, request_of
-from syncer.metadata.tree import Node
+from syncer.metadata.node import Node
 from syncer.mount import CODEC, Operations
 from syncer.statbuf import StatBuffer
 from syncer.threadstate import keep

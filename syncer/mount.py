@@ -27,9 +27,10 @@ from syncer.errors import (
     TemporaryError,
 )
 from syncer.metadata.history import PrunedError
-from syncer.metadata.tree import Node
+from syncer.metadata.node import Node
 from syncer.vfs.caller import Caller, Request
-from syncer.vfs.calls import NAME_MAX_BYTES, Caching, Target, Vfs
+from syncer.vfs.calls import Caching, Target, Vfs
+from syncer.vfs.paths import NAME_MAX_BYTES
 
 log = logging.getLogger(__name__)
 

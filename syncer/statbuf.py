@@ -11,7 +11,7 @@ import ctypes
 import struct
 from operator import itemgetter
 
-from syncer.metadata.tree import Node
+from syncer.metadata.node import Node
 
 #: What programs like cp take as their buffer.
 _PREFERRED_IO_BYTES = 128 << 10

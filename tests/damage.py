@@ -17,7 +17,7 @@ from syncer.config import Config
 from syncer.exchange.recover import clone
 from syncer.maintain.fsck import Options
 from syncer.metadata.db import Database
-from syncer.metadata.tree import ROOT
+from syncer.metadata.node import ROOT
 from syncer.process.checking import check_alone
 from syncer.process.engine import Engine
 from syncer.process.folder import DataFolder

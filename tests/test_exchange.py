@@ -52,7 +52,8 @@ from syncer.exchange.writers import (
 from syncer.metadata.contents import Contents
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
-from syncer.metadata.tree import ROOT, Node, Tree
+from syncer.metadata.node import ROOT, Node
+from syncer.metadata.tree import Tree
 from syncer.remote.base import Payload
 from tests.memory_remote import ERRORS, MemoryRemote
 

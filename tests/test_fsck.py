@@ -15,7 +15,7 @@ from syncer.codec import BLOCK_BYTES
 from syncer.errors import SyncerError
 from syncer.maintain.fsck import REBUILT_KINDS
 from syncer.maintain.invariants import HISTORY, LEFTOVERS
-from syncer.metadata.tree import ROOT
+from syncer.metadata.node import ROOT
 from tests.damage import HARM, Place, flip, halve, noise, read
 from tests.mounted import BINDINGS, CommandError, mounted
 from tests.mounted import ROOT as SOURCES

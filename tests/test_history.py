@@ -18,8 +18,9 @@ from syncer.metadata.contents import Contents
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
 from syncer.metadata.history import FOREVER, History
+from syncer.metadata.node import ROOT, Node
 from syncer.metadata.schema import WRONG_PAST_BLOCKS
-from syncer.metadata.tree import ROOT, Node, Tree
+from syncer.metadata.tree import Tree
 
 FILE = stat.S_IFREG | 0o644
 DIRECTORY = stat.S_IFDIR | 0o755

@@ -17,7 +17,8 @@ from syncer.exchange.writers import RepositoryInfo, set_up_database
 from syncer.metadata.contents import Contents
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
-from syncer.metadata.tree import ROOT, Tree
+from syncer.metadata.node import ROOT
+from syncer.metadata.tree import Tree
 from tests.vfs_rig import fast_folder
 
 _SEED = 7

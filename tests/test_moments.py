@@ -9,7 +9,8 @@ import pytest
 
 from syncer.errors import CorruptError, ExistsError, MissingError, UsageError
 from syncer.metadata.moments import Moments
-from syncer.metadata.tree import OWN_XATTRS, ROOT
+from syncer.metadata.node import ROOT
+from syncer.metadata.tree import OWN_XATTRS
 from tests.test_history import Rig
 
 

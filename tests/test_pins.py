@@ -18,7 +18,8 @@ from syncer.codec import BLOCK_BYTES
 from syncer.config import Config
 from syncer.errors import LocalFullError, UsageError
 from syncer.metadata import schema
-from syncer.metadata.tree import Node, Tree
+from syncer.metadata.node import Node
+from syncer.metadata.tree import Tree
 from syncer.metadata.walk import files_below
 from syncer.process.engine import Engine
 from syncer.process.repository import clone_repository, create_repository

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from syncer.metadata.tree import Node
+from syncer.metadata.node import Node
 from syncer.statbuf import StatBuffer
 
 #: Each process uses one of the bindings; which library is loaded makes no difference here.

@@ -14,7 +14,8 @@ from syncer.codec import BLOCK_BYTES
 from syncer.metadata import schema
 from syncer.metadata.contents import INLINE_RUN, RUN_BLOCKS
 from syncer.metadata.epochs import FileClock
-from syncer.metadata.tree import ROOT, Node, Tree, node_base
+from syncer.metadata.node import ROOT, Node, node_base
+from syncer.metadata.tree import Tree
 from tests.vfs_rig import MACHINE, VfsRig, fast_folder
 
 FILE = stat.S_IFREG | 0o644

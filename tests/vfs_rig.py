@@ -17,7 +17,8 @@ from syncer.blocks.fetch import block_key
 from syncer.codec import HOLE, split_ids
 from syncer.metadata.contents import Contents
 from syncer.metadata.epochs import Epochs
-from syncer.metadata.tree import Tree, node_base
+from syncer.metadata.node import node_base
+from syncer.metadata.tree import Tree
 from syncer.process.committer import Committer
 from syncer.process.recovery import recover
 from syncer.vfs.caller import Caller

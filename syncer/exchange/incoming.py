@@ -17,7 +17,7 @@ from syncer.exchange.rows import CONTENT, NAME, NODE, TABLES, Rows, Table, Versi
 from syncer.exchange.wire import Epoch
 from syncer.metadata.contents import recount_blocks
 from syncer.metadata.db import Database
-from syncer.metadata.tree import ROOT
+from syncer.metadata.node import ROOT
 
 _MODE = NODE.columns.index("mode")
 _SIZE = NODE.columns.index("size")

@@ -40,8 +40,8 @@ from syncer.exchange.writers import (
 )
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
+from syncer.metadata.node import node_base
 from syncer.metadata.pruning import prune
-from syncer.metadata.tree import node_base
 from syncer.remote.base import Remote
 
 log = logging.getLogger(__name__)

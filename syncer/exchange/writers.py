@@ -38,7 +38,7 @@ from syncer.errors import (
 )
 from syncer.exchange.wire import MAX_JSON_BYTES, decode_json, encode_json
 from syncer.metadata.db import Database
-from syncer.metadata.tree import node_base
+from syncer.metadata.node import node_base
 from syncer.remote.base import CONFIG_KEY, Remote
 
 _HASH = "xxh3-128"

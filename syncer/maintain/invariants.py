@@ -17,8 +17,8 @@ from syncer.maintain.named import path_of
 from syncer.maintain.totals import wrong_totals
 from syncer.metadata.connection import Reader, Row
 from syncer.metadata.contents import RUN_BLOCKS
+from syncer.metadata.node import ROOT, node_base
 from syncer.metadata.schema import COUNTED_BLOCKS, WRONG_PAST_BLOCKS
-from syncer.metadata.tree import ROOT, node_base
 
 _KIND = stat.S_IFMT(0o177777)
 _DIR = f"mode & {_KIND} = {stat.S_IFDIR}"

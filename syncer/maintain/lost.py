@@ -13,7 +13,8 @@ from syncer.codec import ID_BYTES
 from syncer.maintain.findings import Report
 from syncer.maintain.named import files_of, path_of
 from syncer.metadata.connection import Reader
-from syncer.metadata.tree import OWN_XATTRS, ROOT, Tree
+from syncer.metadata.node import ROOT
+from syncer.metadata.tree import OWN_XATTRS, Tree
 
 _PREFIX = OWN_XATTRS + b"lost."
 _BEHIND = _PREFIX[:-1] + bytes([_PREFIX[-1] + 1])

@@ -19,7 +19,8 @@ from syncer.metadata.connection import Row
 from syncer.metadata.contents import INLINE_RUN, RUN_BLOCKS, Contents
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
-from syncer.metadata.tree import ROOT, Node, Tree
+from syncer.metadata.node import ROOT, Node
+from syncer.metadata.tree import Tree
 
 LOST_AND_FOUND = b"lost+found"
 #: Stands for a block whose id is not known any more. Nothing has this id, so reading it is EIO.

@@ -57,8 +57,8 @@ from syncer.maintain.named import named_with, note_named
 from syncer.maintain.totals import recount
 from syncer.metadata.connection import Reader, Row
 from syncer.metadata.db import FILE_ENDS, Database
+from syncer.metadata.node import node_base
 from syncer.metadata.schema import REBUILT
-from syncer.metadata.tree import node_base
 from syncer.remote.base import Remote
 
 _NODES_PER_MACHINE = 1 << 40

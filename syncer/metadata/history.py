@@ -22,8 +22,9 @@ from syncer.codec import HOLE, split_ids
 from syncer.errors import MissingError
 from syncer.metadata.contents import INLINE_RUN, Contents
 from syncer.metadata.db import Database
+from syncer.metadata.node import ROOT, Node
 from syncer.metadata.schema import FILLED_BLOCKS
-from syncer.metadata.tree import OWN_XATTRS, ROOT, Node
+from syncer.metadata.tree import OWN_XATTRS
 
 #: Of what is true now: it has not died.
 FOREVER = 1 << 62

@@ -19,7 +19,8 @@ from syncer.errors import CorruptError, ExistsError, MissingError, UsageError
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
 from syncer.metadata.history import History
-from syncer.metadata.tree import OWN_XATTRS, ROOT, Tree
+from syncer.metadata.node import ROOT
+from syncer.metadata.tree import OWN_XATTRS, Tree
 
 _PREFIX = OWN_XATTRS + b"snapshot."
 #: Behind all names with the prefix: "/" follows ".".

@@ -30,7 +30,8 @@ from dataclasses import dataclass
 
 from syncer.errors import CorruptError, UsageError
 from syncer.metadata.db import Database
-from syncer.metadata.tree import OWN_XATTRS, ROOT, Tree
+from syncer.metadata.node import ROOT
+from syncer.metadata.tree import OWN_XATTRS, Tree
 
 _KEY = OWN_XATTRS + b"kept"
 _HORIZON = struct.Struct(">q")

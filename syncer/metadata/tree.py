@@ -16,22 +16,18 @@ from __future__ import annotations
 
 import stat
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
 
-from syncer.codec import BLOCK_BYTES
 from syncer.metadata.aliases import Aliases
 from syncer.metadata.contents import INLINE_RUN, Contents
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
+from syncer.metadata.node import ROOT, Node
 from syncer.metadata.pins import Pins
 from syncer.metadata.provisional import Provisional
 
-ROOT = 1
 #: Extended attributes with this prefix are not the file system's; see `moments`.
 OWN_XATTRS = b"syncer."
 
-_TAG_BITS = 22
-_COUNTER_BITS = 40
 #: Node numbers are taken from the database this many at a time; a crash skips the rest.
 _NODE_BATCH = 1024
 _MAX_CACHED = 20_000
@@ -46,47 +42,6 @@ _PAST_NODE = (
     "INSERT INTO node_past SELECT id, born, ?, mode, uid, gid, rdev, nlink, size, atime_ns,"
     " mtime_ns, ctime_ns, btime_ns, target, blocks FROM node WHERE id = ?"
 )
-
-
-class Node(NamedTuple):
-    """One row of table `node`. `Tree.save` takes a changed copy."""
-
-    id: int
-    born: int
-    mode: int
-    uid: int
-    gid: int
-    rdev: int
-    nlink: int
-    size: int
-    atime_ns: int
-    mtime_ns: int
-    ctime_ns: int
-    btime_ns: int
-    target: bytes | None
-    blocks: int = 0
-
-    @property
-    def stored_bytes(self) -> int:
-        """What of a file is there and no hole, to a block."""
-        return min(self.size, self.blocks * BLOCK_BYTES)
-
-    @property
-    def is_dir(self) -> bool:
-        return stat.S_ISDIR(self.mode)
-
-    @property
-    def is_file(self) -> bool:
-        return stat.S_ISREG(self.mode)
-
-    def changed(self, **values: Any) -> Node:
-        """A copy with other values."""
-        return self._replace(**values)
-
-
-def node_base(machine: int) -> int:
-    """The number before the first node of a machine: its tag, never 0, above the counter."""
-    return (machine % ((1 << _TAG_BITS) - 1) + 1) << _COUNTER_BITS
 
 
 class Tree:
@@ -105,6 +60,8 @@ class Tree:
         self._node_numbers = iter(range(0))
         #: Counts the changes of names; a directory listing that spans calls compares it.
         self.name_changes = 0
+        #: Counts what may change where a path leads that led to a folder.
+        self.folder_changes = 0
         self.aliases = Aliases()
         contents.count_blocks = self._count_blocks
         db.on_rollback(self.forget)
@@ -138,6 +95,7 @@ class Tree:
             # Numbers that a transaction took and lost are taken again.
             self._node_numbers = iter(range(0))
             self.name_changes += 1
+            self.folder_changes += 1
 
     # Looking
 
@@ -415,6 +373,9 @@ class Tree:
         self._epochs.touch(parent, name)
         self._names.pop(key, None)
         self.name_changes += 1
+        node = self.node(node_id)
+        if node is None or node.is_dir:
+            self.folder_changes += 1
         return int(node_id)
 
     # Orphans

@@ -15,7 +15,8 @@ from syncer.blocks.budget import disk_bytes
 from syncer.blocks.store import Blocks
 from syncer.errors import LocalFullError, MissingError, SyncerError, UsageError
 from syncer.metadata.contents import Contents
-from syncer.metadata.tree import ROOT, Node, Tree
+from syncer.metadata.node import ROOT, Node
+from syncer.metadata.tree import Tree
 from syncer.metadata.walk import files_below
 from syncer.transfer.keeper import FETCH_THREADS, Care, PinKeeper, blocks_of
 from syncer.vfs.states import States

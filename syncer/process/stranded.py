@@ -16,7 +16,8 @@ from typing import Any
 from syncer.codec import BLOCK_BYTES
 from syncer.errors import AccessError, ForeignError, SyncerError
 from syncer.metadata.db import Database
-from syncer.metadata.tree import ROOT, Node, Tree
+from syncer.metadata.node import ROOT, Node
+from syncer.metadata.tree import Tree
 from syncer.vfs.files import Files
 
 Progress = Callable[[dict[str, Any]], None]

@@ -22,7 +22,8 @@ from syncer.metadata.contents import RUN_BLOCKS, Contents
 from syncer.metadata.db import Database
 from syncer.metadata.history import History, Version
 from syncer.metadata.moments import Moments
-from syncer.metadata.tree import ROOT, Node, Tree
+from syncer.metadata.node import ROOT, Node
+from syncer.metadata.tree import Tree
 
 Progress = Callable[[dict[str, Any]], None]
 

@@ -23,8 +23,9 @@ from syncer.blocks.store import Blocks
 from syncer.codec import BLOCK_BYTES
 from syncer.errors import LocalFullError, SyncerError, TemporaryError
 from syncer.metadata.contents import Contents
+from syncer.metadata.node import Node
 from syncer.metadata.pins import Pins
-from syncer.metadata.tree import Node, Tree
+from syncer.metadata.tree import Tree
 from syncer.metadata.walk import files_below
 from syncer.transfer.workers import Crew
 

@@ -15,15 +15,16 @@ from collections.abc import Callable
 
 from syncer.blocks.store import Blocks
 from syncer.codec import MAX_FILE_BYTES
-from syncer.metadata.tree import ROOT, Node, Tree
+from syncer.metadata.node import ROOT, Node
+from syncer.metadata.tree import Tree
 from syncer.vfs import privileges
 from syncer.vfs.caller import SUPERUSER, Caller
 from syncer.vfs.directories import Directories
 from syncer.vfs.files import Files
 from syncer.vfs.hidden import HiddenFiles
+from syncer.vfs.paths import Paths
 from syncer.vfs.xattrs import Xattrs
 
-NAME_MAX_BYTES = 255
 PATH_MAX_BYTES = 4096
 LINK_MAX = 65000
 _MAX_TIME_NS = (1 << 63) - 1
@@ -59,6 +60,7 @@ class Vfs:
         self.files = files
         self.directories = Directories(tree, files)
         self.hidden = HiddenFiles(tree, blocks, files)
+        self._paths = Paths(tree, self.hidden)
         self._xattrs = Xattrs(tree)
         #: A reason why nothing can be changed; None: everything can.
         self.read_only: str | None = None
@@ -67,45 +69,14 @@ class Vfs:
 
     def _walk(self, path: bytes) -> Node:
         """The node at `path`; ENOENT, ENOTDIR."""
-        parts = [part for part in path.split(b"/") if part]
-        number: int | None = ROOT
-        for position, part in enumerate(parts):
-            assert number is not None
-            child = self._tree.lookup(number, part)
-            if child is None:
-                child = self._missing(number, part, is_last=position == len(parts) - 1)
-            number = child
-        assert number is not None
-        return self._node(number)
-
-    def _missing(self, parent: int, name: bytes, *, is_last: bool) -> int:
-        """Why there is no such entry; or the file behind a hidden name."""
-        hidden = self.hidden.find(parent, name) if is_last else None
-        if hidden is not None:
-            return hidden
-        if not self._node(parent).is_dir:
-            raise _error(errno.ENOTDIR)
-        if len(name) > NAME_MAX_BYTES:
-            raise _error(errno.ENAMETOOLONG)
-        raise _error(errno.ENOENT)
+        return self._paths.walk(path)
 
     def _node(self, number: int) -> Node:
-        node = self._tree.node(number)
-        if node is None:
-            raise _error(errno.ENOENT)
-        return node
+        return self._paths.node(number)
 
     def _parent(self, path: bytes) -> tuple[Node, bytes]:
         """The directory that holds the last part of `path`, and that part."""
-        head, _, name = path.rstrip(b"/").rpartition(b"/")
-        if not name:
-            raise _error(errno.EBUSY)
-        if len(name) > NAME_MAX_BYTES:
-            raise _error(errno.ENAMETOOLONG)
-        parent = self._walk(head)
-        if not parent.is_dir:
-            raise _error(errno.ENOTDIR)
-        return parent, name
+        return self._paths.parent(path)
 
     def _free_place(self, path: bytes) -> tuple[Node, bytes]:
         """As `_parent`, where the name must be free."""

@@ -17,7 +17,8 @@ from syncer.blocks.store import Blocks
 from syncer.codec import BLOCK_BYTES, HOLE
 from syncer.errors import CorruptError, MissingError, SyncerError
 from syncer.metadata.contents import Contents
-from syncer.metadata.tree import Node, Tree
+from syncer.metadata.node import Node
+from syncer.metadata.tree import Tree
 from syncer.vfs import ranges
 from syncer.vfs.buffers import Shared
 from syncer.vfs.foretell import Ask, Foretelling

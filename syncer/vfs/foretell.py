@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from syncer.blocks.heads import HEAD_BYTES
 from syncer.codec import BLOCK_BYTES, split_ids
 from syncer.metadata.contents import Contents
-from syncer.metadata.tree import Node, Tree
+from syncer.metadata.node import Node
+from syncer.metadata.tree import Tree
 
 #: A name continues a series if it is among so many after the last one.
 _NEAR_NAMES = 8

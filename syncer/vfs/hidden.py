@@ -35,7 +35,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from syncer.blocks.store import Blocks
-from syncer.metadata.tree import Node, Tree
+from syncer.metadata.node import Node
+from syncer.metadata.tree import Tree
 from syncer.vfs.caller import Request
 from syncer.vfs.files import Files
 from syncer.vfs.replacing import Replacing

@@ -23,7 +23,8 @@ from syncer.blocks.store import Blocks
 from syncer.codec import BLOCK_BYTES, HOLE, ID_BYTES
 from syncer.errors import MissingError
 from syncer.metadata.contents import RUN_BLOCKS, Contents
-from syncer.metadata.tree import Node, Tree
+from syncer.metadata.node import Node
+from syncer.metadata.tree import Tree
 from syncer.vfs.buffers import Buffer, Shared
 from syncer.vfs.patchlog import MAX_PATCH_BYTES, PatchLog
 from syncer.vfs.pinning import note_content

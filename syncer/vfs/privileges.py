@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import stat
 
-from syncer.metadata.tree import Node, Tree
+from syncer.metadata.node import Node
+from syncer.metadata.tree import Tree
 from syncer.vfs.caller import Caller
 from syncer.vfs.xattrs import Xattrs
 

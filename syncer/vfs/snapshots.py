@@ -36,7 +36,8 @@ from syncer.blocks.store import Blocks
 from syncer.errors import MissingError, UsageError
 from syncer.metadata.history import History, PastContents
 from syncer.metadata.moments import Moments
-from syncer.metadata.tree import ROOT, Node, Tree
+from syncer.metadata.node import ROOT, Node
+from syncer.metadata.tree import Tree
 from syncer.vfs.caller import SUPERUSER, Caller
 from syncer.vfs.calls import Caching, Target, Vfs
 from syncer.vfs.files import Files

@@ -22,7 +22,8 @@ from syncer.errors import UsageError
 from syncer.metadata.contents import Contents
 from syncer.metadata.db import Database
 from syncer.metadata.history import History
-from syncer.metadata.tree import ROOT, Node, Tree
+from syncer.metadata.node import ROOT, Node
+from syncer.metadata.tree import Tree
 from syncer.vfs.files import Files
 
 PREFIX = b"user.syncer."

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 
-from syncer.metadata.tree import Node, Tree
+from syncer.metadata.node import Node
+from syncer.metadata.tree import Tree
 
 _NAMESPACES = (b"user.", b"trusted.", b"security.")
 _MAX_NAME_BYTES = 255

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from syncer.binding import MountOptions, serve
-from syncer.metadata.tree import ROOT, Node
+from syncer.metadata.node import ROOT, Node
 from syncer.mount import Operations
 from tests.mounted import mounted
 

@@ -30,7 +30,8 @@ from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
 from syncer.metadata.history import History
 from syncer.metadata.moments import Moments
-from syncer.metadata.tree import ROOT, Node, Tree
+from syncer.metadata.node import ROOT, Node
+from syncer.metadata.tree import Tree
 from tests.mounted import BINDINGS, mounted
 
 _FOLDER_FILES = 1000

@@ -25,7 +25,8 @@ import apsw
 from syncer.metadata.contents import Contents
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
-from syncer.metadata.tree import ROOT, Tree
+from syncer.metadata.node import ROOT
+from syncer.metadata.tree import Tree
 from tests.mounted import resident_bytes
 
 from .measure import Stopwatch, drop_page_cache, per_second
