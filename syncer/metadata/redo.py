@@ -70,6 +70,8 @@ class RedoLog:
         self._end = 0
         #: A statement's text stands in the log once per group; then it has a number.
         self._numbers: dict[str, int] = {}
+        # One for all: each new one takes memory for its output first.
+        self._pack = msgpack.Packer().pack
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     @property
@@ -94,7 +96,7 @@ class RedoLog:
                 texts.append(sql)
             calls.append(number)
             calls.append(values)
-        body: bytes = msgpack.packb((texts, calls))
+        body: bytes = self._pack((texts, calls))
         record = _HEAD.pack(len(body), changes, self.sequence + 1) + body
         record = _CHECKSUM.pack(xxhash.xxh3_64_intdigest(record, self._key)) + record
         try:

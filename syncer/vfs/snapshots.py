@@ -274,7 +274,7 @@ class SnapshotVfs(Vfs):
             return super().getxattr(path, name)
         value = self._past_xattrs(path).get(name)
         if value is None:
-            raise _error(errno.ENODATA)
+            raise self._xattrs.absent(name)
         return value
 
     def listxattr(self, path: bytes) -> list[bytes]:

@@ -15,6 +15,7 @@ _MAX_VALUE_BYTES = 65536
 _CREATE = 1
 _REPLACE = 2
 _CAPABILITIES = b"security.capability"
+_LABEL = b"security.selinux"
 
 
 class Xattrs:
@@ -22,13 +23,26 @@ class Xattrs:
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
+        self._has_labels = False
 
     def get(self, node: Node, name: bytes) -> bytes:
         """The value; ENODATA, EINVAL, EOPNOTSUPP."""
         value = self._tree.xattr(node.id, _checked(name))
+        if name == _LABEL and value is not None:
+            self._has_labels = True
         if value is None:
-            raise _error(errno.ENODATA)
+            raise self.absent(name)
         return value
+
+    def absent(self, name: bytes) -> OSError:
+        """The error for an attribute that a file does not have.
+
+        `ls -l` asks for the label of each file, unless it learns that there are none. Where the
+        kernel works with labels it answers itself; elsewhere hardly any file has one. So until one
+        is met the answer is that they are not supported, which `ls` takes for all other files too.
+        """
+        is_unknown = name == _LABEL and not self._has_labels
+        return _error(errno.EOPNOTSUPP if is_unknown else errno.ENODATA)
 
     def names(self, node: Node) -> list[bytes]:
         """The names of all attributes."""
@@ -46,6 +60,7 @@ class Xattrs:
             raise _error(errno.EEXIST)
         if not exists and flags & _REPLACE:
             raise _error(errno.ENODATA)
+        self._has_labels |= name == _LABEL
         self._tree.set_xattr(node.id, name, value)
 
     def remove(self, node: Node, name: bytes) -> None:
