@@ -53,6 +53,9 @@ def test_paths_lead_where_their_folders_are_now(rig: VfsRig) -> None:
         vfs.getattr(b"/a/b/c/file")
     with pytest.raises(NotADirectoryError):
         vfs.mknod(b"/a/b/c/file", stat.S_IFREG | 0o644, 0, ME)
+    vfs.unlink(b"/a/b/c")
+    with pytest.raises(FileNotFoundError):
+        vfs.getattr(b"/a/b/c/file")
 
 
 def test_a_folder_whose_making_failed_is_not_remembered(rig: VfsRig) -> None:

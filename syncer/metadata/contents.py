@@ -19,6 +19,7 @@ RUN_BLOCKS = 256
 #: The run that holds a tiny file's bytes themselves.
 INLINE_RUN = -1
 _LAST_RUN = 1 << 62
+_MAX_NEW = 20_000
 
 
 class Contents:
@@ -29,6 +30,11 @@ class Contents:
         self._epochs = epochs
         #: Changes the count of a node's blocks: (node, by how many); set by the tree.
         self.count_blocks: Callable[[int, int], None] = lambda node_id, change: None
+        # Both spare queries and are guarded by db.lock.
+        #: Nodes that were made lately and never had a row here.
+        self._new: set[int] = set()
+        #: Nodes that may have patches; None: it is to be looked up.
+        self._patched: set[int] | None = None
 
     def run(self, node_id: int, run: int) -> bytes:
         """The packed ids of one run of a file's blocks, without trailing holes."""
@@ -36,6 +42,17 @@ class Contents:
             "SELECT data FROM content WHERE node = ? AND run = ?", (node_id, run)
         )
         return row[0] if row else b""
+
+    def note_new(self, node_id: int) -> None:
+        """A node was made just now. In the transaction in which it was."""
+        if len(self._new) >= _MAX_NEW:
+            self._new.clear()
+        self._new.add(node_id)
+
+    def forget(self) -> None:
+        """A transaction was rolled back, or others changed the tables."""
+        self._new.clear()
+        self._patched = None
 
     def check(self) -> None:
         """Raise MissingError if what was read here before may be out of date."""
@@ -114,7 +131,7 @@ class Contents:
             dropped: list[bytes] = []
             filled = 0
             for run, indexes in runs.items():
-                data = bytearray(self.run(node_id, run))
+                data = bytearray() if node_id in self._new else bytearray(self.run(node_id, run))
                 last = (max(indexes) % RUN_BLOCKS + 1) * ID_BYTES
                 data.extend(bytes(max(0, last - len(data))))
                 for index in indexes:
@@ -143,9 +160,13 @@ class Contents:
 
     def _write_run(self, node_id: int, run: int, data: bytes) -> list[bytes]:
         """Make `data` the present row of a run; returns the ids that it dropped."""
-        row = self._db.query_one(
-            "SELECT born, data FROM content WHERE node = ? AND run = ?", (node_id, run)
-        )
+        row = None
+        if node_id in self._new:
+            self._new.discard(node_id)
+        else:
+            row = self._db.query_one(
+                "SELECT born, data FROM content WHERE node = ? AND run = ?", (node_id, run)
+            )
         dropped: list[bytes] = []
         if row is not None:
             if row[0] == self._epochs.open:
@@ -168,6 +189,8 @@ class Contents:
 
     def end(self, node_id: int, first_run: int, last_run: int = _LAST_RUN) -> list[bytes]:
         """End the rows of some runs, now part of the past; returns the dropped ids."""
+        if node_id in self._new:
+            return []
         rows: list[Row] = self._db.query(
             "SELECT run, born, data FROM content WHERE node = ? AND run BETWEEN ? AND ?",
             (node_id, first_run, last_run),
@@ -226,6 +249,8 @@ class Contents:
         No patch crosses the border of a block.
         """
         with self._db.transaction():
+            if self._patched is not None:
+                self._patched.add(node_id)
             row = self._db.query_one("SELECT max(seq) FROM patch WHERE node = ?", (node_id,))
             first = (row[0] or 0) + 1 if row else 1
             self._db.execute_many(
@@ -245,7 +270,12 @@ class Contents:
 
     def drop_patches(self, node_id: int, index: int | None = None) -> None:
         """Remove the patches of a file, or (with `index`) of one of its blocks."""
+        if self._patched is None:
+            self._patched = set(self.patched_nodes())
+        if node_id not in self._patched:
+            return
         if index is None:
+            self._patched.discard(node_id)
             self._db.execute("DELETE FROM patch WHERE node = ?", (node_id,))
         else:
             self._db.execute(

@@ -58,6 +58,8 @@ class Tree:
         self._nodes: dict[int, Node] = {}
         self._names: dict[tuple[int, bytes], int] = {}
         self._node_numbers = iter(range(0))
+        #: Nodes that were made lately and never had an extended attribute.
+        self._bare: set[int] = set()
         #: Counts the changes of names; a directory listing that spans calls compares it.
         self.name_changes = 0
         #: Counts what may change where a path leads that led to a folder.
@@ -92,6 +94,8 @@ class Tree:
         with self._db.lock:
             self._nodes.clear()
             self._names.clear()
+            self._bare.clear()
+            self._contents.forget()
             # Numbers that a transaction took and lost are taken again.
             self._node_numbers = iter(range(0))
             self.name_changes += 1
@@ -192,6 +196,10 @@ class Tree:
                 now, now, now, now, target,
             )  # fmt: skip
             self._insert(node)
+            self._contents.note_new(number)
+            if len(self._bare) >= _MAX_CACHED:
+                self._bare.clear()
+            self._bare.add(number)
             self._add_name(parent.id, name, number)
             self.touch_directory(parent.id, now, 1 if is_dir else 0)
             return node
@@ -402,7 +410,9 @@ class Tree:
         if node.is_file:
             dropped = self._contents.end(node.id, INLINE_RUN)
             self._contents.drop_patches(node.id)
-        if self._db.query_one("SELECT 1 FROM xattr WHERE node = ? LIMIT 1", (node.id,)):
+        if node.id not in self._bare and self._db.query_one(
+            "SELECT 1 FROM xattr WHERE node = ? LIMIT 1", (node.id,)
+        ):
             self._end_rows("xattr", "node, name, born, {}, value", node.id)
         # As the end of its contents has left it.
         before = self.node(node.id)
@@ -430,6 +440,9 @@ class Tree:
     # Extended attributes
 
     def xattr(self, node_id: int, name: bytes) -> bytes | None:
+        # The kernel asks for security.capability of each file that is given another owner.
+        if node_id in self._bare:
+            return None
         row = self._db.query_one(
             "SELECT value FROM xattr WHERE node = ? AND name = ?", (node_id, name)
         )
@@ -445,6 +458,7 @@ class Tree:
         with self._db.transaction():
             node = self.node(node_id)
             assert node is not None
+            self._bare.discard(node_id)
             self._db.execute(
                 "INSERT INTO xattr_past SELECT node, name, born, ?, value FROM xattr"
                 " WHERE node = ? AND name = ? AND born != ?",

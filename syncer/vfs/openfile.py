@@ -414,10 +414,11 @@ class OpenFile:
         if node is None:
             return False
         written_ns = self._written_ns
+        saved = node.changed(size=size)
         if written_ns is not None:
-            self._tree.save(node.changed(size=size, mtime_ns=written_ns, ctime_ns=written_ns))
-        elif node.size != size:
-            self._tree.save(node.changed(size=size))
+            saved = node.changed(size=size, mtime_ns=written_ns, ctime_ns=written_ns)
+        if saved != node:
+            self._tree.save(saved)
         return True
 
     def sync(self, sync_metadata: Callable[[], None]) -> None:

@@ -61,9 +61,11 @@ class Paths:
         for name in path.split(b"/"):
             if name:
                 number = self._child(number, name, is_last=False)
-        if len(self._folders) >= _KNOWN_FOLDERS:
-            self._folders.clear()
-        self._folders[path] = changes, number
+        # The names of other things come and go without notice.
+        if self.node(number).is_dir:
+            if len(self._folders) >= _KNOWN_FOLDERS:
+                self._folders.clear()
+            self._folders[path] = changes, number
         return number
 
     def _child(self, parent: int, name: bytes, *, is_last: bool) -> int:
