@@ -142,14 +142,12 @@ class Vfs:
 
     def _set(self, target: Target, values: Callable[[Node], dict[str, int]]) -> None:
         """Change attributes, and with them ctime."""
-        node = self._find(target)
-        # After each rename, the kernel tells times that are true already.
-        if self._with(node, values) != node:
-            with self._tree.transaction():
-                self._tree.save(self._with(self._find(target), values))
-
-    def _with(self, node: Node, values: Callable[[Node], dict[str, int]]) -> Node:
-        return node.changed(ctime_ns=self._tree.now_ns(), **values(node))
+        with self._tree.transaction():
+            node = self._find(target)
+            changed = node.changed(ctime_ns=self._tree.now_ns(), **values(node))
+            # After each rename, the kernel tells times that are true already.
+            if changed != node:
+                self._tree.save(changed)
 
     # Making and removing
 
