@@ -17,7 +17,7 @@ from syncer.vfs.files import Files
 _ROWS = 128
 
 
-#: Up to so many entries, from after a name on.
+#: Up to so many entries, from after a name on; fewer only at the end.
 Entries = Callable[[bytes, int], Sequence[tuple[bytes, Node]]]
 
 
@@ -34,6 +34,8 @@ class _Listing:
     rows: Sequence[tuple[bytes, Node]] = ()
     rows_at: int = 0
     number: int = 0
+    #: Whether nothing comes after the rows.
+    is_end: bool = False
     name_changes: int = -1
 
     def number_rows(self) -> None:
@@ -82,11 +84,12 @@ class Directories:
         listing = self._listings[handle]
         offset = min(offset, len(listing.shown))
         if listing.name_changes != self._tree.name_changes or listing.rows_at != offset:
-            listing.rows = ()
-        if not listing.rows:
+            listing.rows, listing.is_end = (), False
+        if not listing.rows and not listing.is_end:
             listing.name_changes = self._tree.name_changes
             after = listing.shown[offset - 1] if offset else b""
             listing.rows = listing.entries(after, _ROWS)
+            listing.is_end = len(listing.rows) < _ROWS
             listing.rows_at = offset
             listing.number_rows()
         return [(name, self._files.overlaid(node)) for name, node in listing.rows[:limit]]

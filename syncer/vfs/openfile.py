@@ -414,9 +414,8 @@ class OpenFile:
         if node is None:
             return False
         written_ns = self._written_ns
-        saved = node.changed(size=size)
-        if written_ns is not None:
-            saved = node.changed(size=size, mtime_ns=written_ns, ctime_ns=written_ns)
+        times = {} if written_ns is None else {"mtime_ns": written_ns, "ctime_ns": written_ns}
+        saved = node.changed(size=size, **times)
         if saved != node:
             self._tree.save(saved)
         return True

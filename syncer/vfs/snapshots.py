@@ -239,10 +239,15 @@ class SnapshotVfs(Vfs):
             names = [b"latest", *(os.fsencode(named.name) for named in self._moments.named())]
             wanted = sorted(name for name in names if name > after)[:limit]
             found = [(name, self._moment(name).shown) for name in wanted]
-        for text, epoch in self._moments.listed(seen, limit - len(found)):
-            root = self._history.node(ROOT, epoch)
-            if root is not None:
-                found.append((text.encode(), Place(root, epoch).shown))
+        while len(found) < limit:
+            listed = self._moments.listed(seen, limit - len(found))
+            if not listed:
+                break
+            for text, seen in listed:
+                root = self._history.node(ROOT, seen)
+                # It may have been pruned just now.
+                if root is not None:
+                    found.append((text.encode(), Place(root, seen).shown))
         return found
 
     def _root_entries(self, after: bytes, limit: int) -> Sequence[tuple[bytes, Node]]:
