@@ -6,7 +6,15 @@ from collections import deque
 
 import pytest
 
-from syncer.remote.window import CHUNKS, FIRST_BYTES, SECONDS, Sent, Window
+from syncer.remote.window import (
+    CHUNKS,
+    FIRST_BYTES,
+    LEAD_ROUND_TRIPS,
+    SECONDS,
+    TELLING_BYTES,
+    Sent,
+    Window,
+)
 
 
 class Link:
@@ -33,7 +41,7 @@ class Link:
             due, sent = self.under_way.popleft()
             self.longest_silence = max(self.longest_silence, due - self.now)
             self.now = due
-            self.window.answered(sent)
+            self.window.answered(sent, sent.size_bytes)
         return self.now - began
 
     def send(self, size_bytes: int) -> None:
@@ -50,10 +58,55 @@ def test_answers_come_every_few_seconds_however_slow_the_link(bytes_per_second: 
     assert link.longest_silence <= SECONDS + 1
 
 
-def test_a_fast_link_is_filled_after_some_round_trips() -> None:
+def test_a_fast_link_is_filled_after_few_round_trips() -> None:
     link = Link(100e6, 0.04)
-    assert link.carry(100 << 20) < 1.05 + 20 * 0.04
+    assert link.carry(100 << 20) < 1.05 + 4 * 0.04
     assert link.window.size_bytes > 8 << 20
+
+
+def test_small_requests_leave_the_window_of_a_fast_link_as_it_is() -> None:
+    link = Link(100e6, 0.04)
+    link.carry(100 << 20)
+    size_bytes = link.window.size_bytes
+    for _ in range(10):
+        sent = link.window.send(100)
+        link.now += 0.041
+        link.window.answered(sent, 100)
+    assert link.window.size_bytes == size_bytes
+
+
+def test_an_answer_that_brings_less_than_was_asked_for_teaches_nothing() -> None:
+    """The end of a short object came quickly, however slow the link is."""
+    window = Window(lambda: 0.0)
+    window.answered(window.send(FIRST_BYTES), 100)
+    assert window.size_bytes == FIRST_BYTES
+    assert window.moved_bytes == 100
+    assert window.has_room(FIRST_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_second", "round_trip_seconds"), [(100e6, 0.04), (1e6, 0.04), (1e6, 0.2)]
+)
+def test_the_lead_is_what_the_link_carries_in_some_round_trips(
+    bytes_per_second: float, round_trip_seconds: float
+) -> None:
+    link = Link(bytes_per_second, round_trip_seconds)
+    assert link.window.lead_bytes == 0
+    # The first answers tell of the round trip, and one of the size of a block of the rate.
+    link.carry(4 << 20)
+    link.send(1 << 20)
+    link.now, sent = link.under_way.popleft()
+    link.window.answered(sent, sent.size_bytes)
+    fitting_bytes = LEAD_ROUND_TRIPS * round_trip_seconds * bytes_per_second
+    assert 0.9 * fitting_bytes < link.window.lead_bytes < 1.3 * fitting_bytes
+
+
+def test_little_data_says_nothing_about_how_far_to_look_ahead() -> None:
+    link = Link(100e6, 0.04)
+    link.send(TELLING_BYTES - 1)
+    link.now, sent = link.under_way.popleft()
+    link.window.answered(sent, sent.size_bytes)
+    assert link.window.lead_bytes == 0
 
 
 def test_a_server_that_pauses_slows_nothing_down_for_good() -> None:

@@ -28,6 +28,8 @@ EXPECTED_OF_OPENSSH = {b"fsync@openssh.com", b"posix-rename@openssh.com", b"limi
 
 CLOSE_SECONDS = 5.0
 """How long the receiving thread may take to end; it finds out why the stream ended first."""
+DATA_HEAD_BYTES = 4
+"""What comes before the bytes in an answer that brings some: their number."""
 GREETING = 0
 """Stands for the number of the first request, which has none."""
 
@@ -100,10 +102,12 @@ class _Flow:
     expected: int
     """The kind of an answer that shows how fast the data moved: the end of a file does not."""
 
-    def end(self, kind: int) -> None:
+    def end(self, kind: int, body: memoryview) -> None:
         """Its answer has come."""
         if kind == self.expected:
-            self.window.answered(self.sent)
+            brought_data = kind == packets.DATA
+            carried_bytes = len(body) - DATA_HEAD_BYTES if brought_data else self.sent.size_bytes
+            self.window.answered(self.sent, carried_bytes)
         else:
             self.window.refused(self.sent)
 
@@ -271,7 +275,7 @@ class Connection:
             inbox.unanswered_bytes -= asked.size_bytes
             inbox.answers[number] = kind, body
             if asked.flow is not None and self._failure is None:
-                asked.flow.end(kind)
+                asked.flow.end(kind, body)
             if inbox.wanted == number:
                 inbox.arrived.notify()
             if not self._asked:
