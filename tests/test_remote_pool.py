@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,15 +30,16 @@ from syncer.remote.session import open_connection
 from tests.odd_sftp import OddServer, OddStream
 
 LONG_SECONDS = 2 * CROWDED_SECONDS
+FULL = 4.0 * QUICK_BYTES_PER_SECOND
 
 
 def test_a_crowd_that_lasts_and_is_slow_gets_one_more_connection() -> None:
     crowd = Crowd()
-    assert not crowd.needs_more(CALLERS, 0, 0.0, is_near=True)
-    assert not crowd.needs_more(CROWD, 1 << 20, CROWDED_SECONDS / 2, is_near=True)
-    assert crowd.needs_more(CROWD, 2 << 20, LONG_SECONDS, is_near=True)
-    assert not crowd.needs_more(CALLERS, 3 << 20, LONG_SECONDS + 0.1, is_near=True), "one at a time"
-    assert crowd.needs_more(CALLERS, 4 << 20, 2 * LONG_SECONDS, is_near=True)
+    assert not crowd.needs_more(CALLERS, 0, 0.0, FULL)
+    assert not crowd.needs_more(CROWD, 1 << 20, CROWDED_SECONDS / 2, FULL)
+    assert crowd.needs_more(CROWD, 2 << 20, LONG_SECONDS, FULL)
+    assert not crowd.needs_more(CALLERS, 3 << 20, LONG_SECONDS + 0.1, FULL), "one at a time"
+    assert crowd.needs_more(CALLERS, 4 << 20, 2 * LONG_SECONDS, FULL)
 
 
 def test_a_crowd_that_moves_much_is_left_alone() -> None:
@@ -45,16 +47,22 @@ def test_a_crowd_that_moves_much_is_left_alone() -> None:
     crowd = Crowd()
     per_step = int(QUICK_BYTES_PER_SECOND * LONG_SECONDS)
     for step in range(5):
-        assert not crowd.needs_more(CALLERS, 7 + step * per_step, step * LONG_SECONDS, is_near=True)
+        assert not crowd.needs_more(CALLERS, 7 + step * per_step, step * LONG_SECONDS, FULL)
     # What was moved long ago does not count.
-    assert crowd.needs_more(CALLERS, 7 + 4 * per_step, 5 * LONG_SECONDS, is_near=True)
+    assert crowd.needs_more(CALLERS, 7 + 4 * per_step, 5 * LONG_SECONDS, FULL)
+
+
+def test_a_crowd_on_connections_that_carry_all_they_can_gets_more() -> None:
+    crowd = Crowd()
+    assert not crowd.needs_more(CROWD, 0, 0.0, FULL)
+    assert crowd.needs_more(CROWD, int(FULL * LONG_SECONDS), LONG_SECONDS, FULL)
 
 
 def test_a_crowd_that_ends_is_forgotten() -> None:
     crowd = Crowd()
-    assert not crowd.needs_more(CROWD, 0, 0.0, is_near=True)
-    assert not crowd.needs_more(CROWD - 1, 0, CROWDED_SECONDS, is_near=True)
-    assert not crowd.needs_more(CROWD, 0, LONG_SECONDS, is_near=True)
+    assert not crowd.needs_more(CROWD, 0, 0.0, FULL)
+    assert not crowd.needs_more(CROWD - 1, 0, CROWDED_SECONDS, FULL)
+    assert not crowd.needs_more(CROWD, 0, LONG_SECONDS, FULL)
 
 
 @pytest.fixture
@@ -105,12 +113,27 @@ def test_who_waited_for_a_silent_server_waits_for_no_other_caller(server: OddSer
         lines.close()
 
 
-def test_a_crowd_at_a_far_server_gets_more_whatever_it_moves() -> None:
-    """There, each connection carries so much in a round trip, and no more."""
-    crowd = Crowd()
-    moved_bytes = int(QUICK_BYTES_PER_SECOND * LONG_SECONDS)
-    assert not crowd.needs_more(CROWD, 0, 0.0, is_near=False)
-    assert crowd.needs_more(CROWD, moved_bytes, LONG_SECONDS, is_near=False)
+@pytest.mark.parametrize(("round_trip_seconds", "is_full"), [(0.01, False), (0.1, True)])
+def test_what_connections_can_carry_follows_from_the_round_trip(
+    server: OddServer, round_trip_seconds: float, is_full: bool
+) -> None:
+    """Two megabytes under way on each: a line of 40 MB/s has room beside one of 20."""
+    lines = Pool("odd", lambda lost_seconds: open_connection(server.connect(), 5.0), 8)
+    try:
+        with lines.session(urgent=False):
+            (line,) = lines._lines
+            line.connection.round_trip_seconds = round_trip_seconds
+            line.ordinary = CALLERS
+            moved = iter([0, 10 * QUICK_BYTES_PER_SECOND])
+            with pytest.MonkeyPatch.context() as patch:
+                windows = line.connection.windows
+                patch.setattr(type(windows), "moved_bytes", property(lambda _: next(moved)))
+                patch.setattr(pool.time, "monotonic", iter([0.0, 9.0]).__next__)
+                assert not lines._needs_more(line, False)
+                assert lines._needs_more(line, False) is is_full
+            line.ordinary = 1
+    finally:
+        lines.close()
 
 
 @pytest.mark.parametrize("is_near", [True, False])
@@ -118,8 +141,12 @@ def test_a_mount_at_a_near_server_opens_few_connections_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_near: bool
 ) -> None:
     server = OddServer(tmp_path)
+    # At a far one all but the first are opened at the same time, and each waits for the others.
+    together = threading.Barrier(1 if is_near else READY - 1)
 
     def connect(lost_seconds: float) -> Connection:
+        if server.connections:
+            together.wait(10)
         connection = open_connection(server.connect(), 5.0)
         connection.round_trip_seconds = NEAR_SECONDS * (0.5 if is_near else 2)
         return connection
@@ -132,9 +159,11 @@ def test_a_mount_at_a_near_server_opens_few_connections_at_once(
         waits.append((server.connections, seconds))
         return False
 
-    monkeypatch.setattr(pool._changed, "wait_for", wait_for)
-    pool._prepare()
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(pool._changed, "wait_for", wait_for)
+        pool._prepare()
+    with pool._changed:
+        assert pool._changed.wait_for(lambda: len(pool._lines) == READY, 10)
     assert server.connections == READY
     before = range(READY_AT_ONCE, READY) if is_near else ()
     assert waits == [(count, LATER_SECONDS) for count in before]

@@ -18,12 +18,16 @@ CALLERS = 8
 """At once on one connection: while one waits for its round trips, the others keep it busy. More
 would only queue up behind each other's blocks."""
 CROWD = 6
-"""With so many callers on each connection for `CROWDED_SECONDS` a further one is opened; at a near
-server only if all together move less than `QUICK_BYTES_PER_SECOND`. Opening one costs both ends
-more than a tenth of a second of work, as much as 40 MB of encrypted data. That pays where round
-trips, or a slow disk of the server's, keep them waiting, and not where the processors are busy."""
+"""With so many callers on each connection for `CROWDED_SECONDS` a further one is opened, unless all
+together move more than `QUICK_BYTES_PER_SECOND`. Opening one costs both ends more than a tenth of a
+second of work, as much as 40 MB of encrypted data. That pays where round trips, or a slow disk of
+the server's, keep them waiting, and not where the processors or the line are busy."""
 CROWDED_SECONDS = 0.5
 QUICK_BYTES_PER_SECOND = 32 << 20
+CHANNEL_BYTES = 2 << 20
+"""What OpenSSH has under way on a connection. Over a long line that bounds what one carries."""
+FULL_SHARE = 0.75
+"""Connections that carry so much of what they can are full, and a further one pays again."""
 OPENING_AT_ONCE = 2
 """Servers drop connections when many are not logged in yet (MaxStartups 10:30:100)."""
 READY = 4
@@ -75,8 +79,13 @@ class Crowd:
         self._since: float | None = None
         self._moved_bytes = 0
 
-    def needs_more(self, callers: int, moved_bytes: int, now: float, *, is_near: bool) -> bool:
-        """With so many callers on the emptiest connection, and so much moved by all until now."""
+    def needs_more(
+        self, callers: int, moved_bytes: int, now: float, full_bytes_per_second: float
+    ) -> bool:
+        """With so many callers on the emptiest connection, and so much moved by all until now.
+
+        At `full_bytes_per_second` the connections carry as much as they can.
+        """
         if callers < CROWD:
             self._since = None
             return False
@@ -86,9 +95,9 @@ class Crowd:
         seconds = now - self._since
         if seconds <= CROWDED_SECONDS:
             return False
-        is_quick = moved_bytes - self._moved_bytes >= QUICK_BYTES_PER_SECOND * seconds
+        bytes_per_second = (moved_bytes - self._moved_bytes) / seconds
         self._since, self._moved_bytes = now, moved_bytes
-        return not (is_near and is_quick)
+        return not QUICK_BYTES_PER_SECOND <= bytes_per_second < full_bytes_per_second
 
 
 class Pool:
@@ -202,8 +211,9 @@ class Pool:
         else:
             return True
         moved_bytes = self._lines[0].connection.windows.moved_bytes
-        now = time.monotonic()
-        return self._crowd.needs_more(callers, moved_bytes, now, is_near=self._is_near())
+        in_a_round_trip_bytes = FULL_SHARE * CHANNEL_BYTES * len(self._lines)
+        full_bytes_per_second = in_a_round_trip_bytes / self._round_trip_seconds()
+        return self._crowd.needs_more(callers, moved_bytes, time.monotonic(), full_bytes_per_second)
 
     def _may_open(self, urgent: bool) -> bool:
         count = len(self._lines) + self._opening
@@ -239,20 +249,25 @@ class Pool:
         with suppress(SyncerError):
             while is_open:
                 with self._changed:
-                    if self._is_ready():
-                        return
-                    if len(self._lines) >= READY_AT_ONCE and self._is_near():
+                    is_far = bool(self._lines) and self._round_trip_seconds() >= NEAR_SECONDS
+                    if self._missing() and len(self._lines) >= READY_AT_ONCE and not is_far:
                         self._changed.wait_for(lambda: self._closed, LATER_SECONDS)
-                    if self._is_ready():
+                    missing = self._missing()
+                    if not missing:
                         return
-                    self._opening += 1
+                    count = missing if is_far else 1
+                    self._opening += count
+                for _ in range(count - 1):
+                    self._open_in_background()
                 is_open = self._open()
 
-    def _is_ready(self) -> bool:
-        return self._closed or len(self._lines) + self._opening >= min(READY, self._limit)
+    def _missing(self) -> int:
+        """How many connections `prepare` has yet to open."""
+        count = len(self._lines) + self._opening
+        return 0 if self._closed else max(0, min(READY, self._limit) - count)
 
-    def _is_near(self) -> bool:
-        return min(line.connection.round_trip_seconds for line in self._lines) < NEAR_SECONDS
+    def _round_trip_seconds(self) -> float:
+        return min(line.connection.round_trip_seconds for line in self._lines)
 
     def _open_in_background(self) -> None:
         def open_one() -> None:
