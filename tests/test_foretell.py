@@ -162,6 +162,17 @@ def test_photos_looked_at_in_order_foretell_the_beginnings_of_the_next(rig: VfsR
     assert rig.asked == [([ids_of(rig, path)[0] for path in paths[2:6]], True)]
 
 
+@pytest.mark.parametrize(("lead_bytes", "count"), [(0, 4), (HEAD_BYTES, 4), (20 * HEAD_BYTES, 20)])
+def test_over_a_long_line_as_many_beginnings_are_foretold_as_keep_it_busy(
+    rig: VfsRig, monkeypatch: pytest.MonkeyPatch, lead_bytes: int, count: int
+) -> None:
+    paths = make_cold(rig, 25)
+    monkeypatch.setattr(type(rig.remote), "lead_bytes", lead_bytes)
+    read(rig, paths[0], HEAD)
+    read(rig, paths[1], HEAD)
+    assert rig.asked == [([ids_of(rig, path)[0] for path in paths[2 : 2 + count]], True)]
+
+
 def test_photos_read_in_order_foretell_the_next_ones_whole(rig: VfsRig) -> None:
     paths = make_cold(rig, 12)
     read(rig, paths[0], *ALL)

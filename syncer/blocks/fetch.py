@@ -66,6 +66,11 @@ class Fetcher:
         return "" if report.is_reached else report.error
 
     @property
+    def lead_bytes(self) -> int:
+        """How much to ask for at once ahead of a reader; see `Remote.lead_bytes`."""
+        return self._remote.lead_bytes
+
+    @property
     def fetched(self) -> Fetched:
         with self._lock:
             return self._fetched

@@ -184,6 +184,12 @@ class Remote(ABC):
     def prepare(self) -> None:  # noqa: B027  most have nothing to prepare
         """Have calls to come find the remote reachable, if it is; returns at once."""
 
+    @property
+    def lead_bytes(self) -> int:
+        """How much to ask for at once ahead of a reader, so that a long line is not idle while
+        requests travel; 0 if that is not known, or does not matter."""
+        return 0
+
     @abstractmethod
     def close(self) -> None:
         """Drop all connections. Calls under way and later ones fail with `OfflineError`."""

@@ -103,6 +103,10 @@ class SftpRemote(FileRemote):
     def prepare(self) -> None:
         self._pool.prepare()
 
+    @property
+    def lead_bytes(self) -> int:
+        return self._windows.down.lead_bytes
+
     def close(self) -> None:
         with self._lock:
             self._closed = True

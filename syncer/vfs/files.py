@@ -72,7 +72,10 @@ class Files:
         self._contents = contents
         self._blocks = blocks
         self._read_ahead = read_ahead
-        self._foretelling = Foretelling(tree, contents, read_ahead, max_read_ahead_bytes)
+        self._lead_bytes: Callable[[], int] = lambda: blocks.fetcher.lead_bytes
+        self._foretelling = Foretelling(
+            tree, contents, read_ahead, max_read_ahead_bytes, self._lead_bytes
+        )
         self._max_read_ahead_blocks = max(1, max_read_ahead_bytes // BLOCK_BYTES)
         self.update_atime = update_atime
         #: Has the kernel write back and forget what it keeps of these paths, and tells whether it
@@ -267,7 +270,7 @@ class Files:
                 with contextlib.suppress(MissingError, CorruptError):
                     self._blocks.fetch_head(block_id, urgent=True)
         if file.size > BLOCK_BYTES:
-            span = opened.read_ahead.wanted(offset, size)
+            span = opened.read_ahead.wanted(offset, size, self._lead_bytes())
             ids = file.block_ids(*span) if span else []
             if ids:
                 self._read_ahead(ids, False)

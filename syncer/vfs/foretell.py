@@ -4,7 +4,8 @@ A folder's photos are looked at one after another, by thumbnailers, viewers and 
 and each file is too short for reading ahead within it. So where a file is read whose name comes
 soon after that of the last one read in its folder, the files after it are fetched too: their
 beginnings, if only the beginning of the last one was read, else all of them. The window doubles
-with each file that continues the series.
+with each file that continues the series; over a long line it begins with what that carries in some
+round trips.
 
 Costs two queries where the first read of a file finds it absent, and none where it is local,
 unless it was foretold.
@@ -51,12 +52,21 @@ class _Series:
 class Foretelling:
     """Notices folders that are read in order. May be used from several threads."""
 
-    def __init__(self, tree: Tree, contents: Contents, ask: Ask, max_bytes: int) -> None:
-        """`max_bytes` bounds what is asked for at once, but for beginnings."""
+    def __init__(
+        self,
+        tree: Tree,
+        contents: Contents,
+        ask: Ask,
+        max_bytes: int,
+        lead_bytes: Callable[[], int],
+    ) -> None:
+        """`max_bytes` bounds what is asked for at once, but for beginnings. `lead_bytes` tells how
+        much a long line must be asked for at once so that it is not idle."""
         self._tree = tree
         self._contents = contents
         self._ask = ask
         self._max_bytes = max_bytes
+        self._lead_bytes = lead_bytes
         self._lock = threading.Lock()
         # The lock guards everything below; it comes before the database's.
         self._series: dict[int, _Series] = {}  # by folder; those that went on last at the end
@@ -119,7 +129,10 @@ class Foretelling:
         self._folders[number] = folder
         series.last_number, series.last_name = number, name
         series.wants_all, series.went_beyond = series.went_beyond, False
-        window = min(max(_FIRST_WINDOW_FILES, 2 * series.window_files), _MAX_WINDOW_FILES)
+        # Of whole files, the first window is as much as most lines carry in some round trips.
+        lead_files = 0 if series.wants_all else self._lead_bytes() // HEAD_BYTES
+        window = max(_FIRST_WINDOW_FILES, lead_files, 2 * series.window_files)
+        window = min(window, _MAX_WINDOW_FILES)
         series.window_files = window
         if len(series.told) > window // 2:
             return

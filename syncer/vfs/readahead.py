@@ -6,6 +6,8 @@ from syncer.codec import BLOCK_BYTES
 
 #: The first wish, in blocks; every further one doubles the window.
 _FIRST_WINDOW_BLOCKS = 2
+#: What the kernel asks for at once.
+_REQUEST_BYTES = 128 << 10
 
 
 class ReadAhead:
@@ -22,19 +24,26 @@ class ReadAhead:
         self._window_blocks = 0
         self._asked_block = 0
 
-    def wanted(self, offset: int, size: int) -> tuple[int, int] | None:
-        """The blocks (first, last) to ask for after this read, or None."""
+    def wanted(self, offset: int, size: int, lead_bytes: int = 0) -> tuple[int, int] | None:
+        """The blocks (first, last) to ask for after this read, or None.
+
+        With `lead_bytes`, a long line is idle unless so much is asked for at once. Then the window
+        is as large from the first read on that goes on where the last one ended.
+        """
         block = offset // BLOCK_BYTES
         end = offset + size
+        goes_on = 0 < self._next_offset and abs(offset - self._next_offset) <= _REQUEST_BYTES
+        lead_blocks = min(lead_bytes // BLOCK_BYTES, self._max_blocks) if goes_on else 0
         if abs(offset - self._next_offset) > BLOCK_BYTES:
             self._window_blocks = 0
             self._next_offset = end
         self._next_offset = max(self._next_offset, end)
         if not self._window_blocks:
-            if end // BLOCK_BYTES == block and block == 0:
+            if end < BLOCK_BYTES and not lead_blocks:
                 return None
             self._window_blocks = _FIRST_WINDOW_BLOCKS
             self._asked_block = block
+        self._window_blocks = max(self._window_blocks, lead_blocks)
         last = block + self._window_blocks
         # Wishes come in halves of a window, so that they are few and large.
         if last - self._asked_block < max(1, self._window_blocks // 2):
