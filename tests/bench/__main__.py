@@ -109,7 +109,8 @@ class Run:
         self._place = place
         self._results = results
         self._rounds: int = arguments.rounds
-        self._sizes = measure.QUICK if arguments.quick else measure.Sizes()
+        whole = measure.FAR if arguments.link == "wan" else measure.Sizes()
+        self._sizes = measure.QUICK if arguments.quick else whole
         wanted = set(arguments.only or [row.key for row in results.rows])
         pieces = WAN if arguments.link == "wan" else LOOPBACK
         self._pieces = [piece for piece, rows in pieces.items() if rows & wanted]

@@ -17,6 +17,7 @@ from .measure import (
     check,
     content,
     drop_page_cache,
+    make_cold,
     per_second,
     read_file,
     small_file_count,
@@ -50,8 +51,7 @@ def large_file(system: System, book: Book) -> None:
     check(found == data, system, "the file that was read again differs")
     random_reads(system, book, path, data)
     if system.has_server:
-        system.forget_local()
-        drop_page_cache()
+        make_cold(system)
         watch = Stopwatch()
         found = read_file(path)
         book.record("cold-read", size / 1e6 / watch.seconds())
@@ -122,16 +122,14 @@ def photos(system: System, book: Book) -> None:
     for path, data in contents.items():
         path.write_bytes(data)
     system.wait_uploaded()
-    system.forget_local()
-    drop_page_cache()
+    make_cold(system)
     found: list[bytes] = []
     book.record("photos-head", per_second(list(contents), lambda path: found.append(head(path))))
     right = all(
         one == data[:HEAD_BYTES] for one, data in zip(found, contents.values(), strict=False)
     )
     check(right, system, "the beginning of a photo differs")
-    system.forget_local()
-    drop_page_cache()
+    make_cold(system)
     found.clear()
     speed = per_second(list(contents), lambda path: found.append(read_file(path)))
     book.record("photos-whole", speed * size / 1e6)
