@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from syncer.errors import CorruptError
-from syncer.exchange import journal
+from syncer.exchange import journal, outgoing
 from syncer.exchange.incoming import insert_epochs, insert_rows
 from syncer.exchange.journal import Journal, read_rows, spans
+from syncer.exchange.outgoing import Identity, segment_objects
 from syncer.exchange.rows import TABLES, Rows, changed_keys, trim
 from syncer.exchange.writers import RepositoryInfo, set_up_database
 from syncer.metadata.contents import Contents
@@ -99,6 +100,51 @@ def test_all_that_is_not_published_is_in_few_files(writer: Writer, tmp_path: Pat
     rows, outbox = _replayed(writer, 0, tmp_path / "base.db")
     assert rows == writer.db.query(_STATE)
     assert outbox == writer.db.query("SELECT * FROM outbox ORDER BY 1, 2, 3")
+
+
+def _made_anew(writer: Writer, identity: Identity, last: int, parent: str) -> object:
+    with writer.db.snapshot() as reader:
+        return segment_objects(reader, identity, 1, last, parent, _SEED)
+
+
+def test_a_file_spares_making_a_segment_once_more(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outgoing, "TARGET_BYTES", 300)
+    for number in range(10):
+        closed = writer.epoch(number)
+    writer.journal.write(closed)
+    # What comes later changes nothing of it.
+    writer.epoch(10)
+    identity = Identity(_UUID, writer.db.get_meta("generation"), writer.db.get_meta("machine"))
+    expected = _made_anew(writer, identity, closed, "the parent")
+    assert writer.journal.objects(identity, 1, closed, "the parent") == expected
+    assert isinstance(expected, list) and len(expected) > 2, "it has parts"
+
+
+def test_only_what_is_wanted_and_whole_is_taken_from_a_file(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outgoing, "TARGET_BYTES", 300)
+    for number in range(10):
+        closed = writer.epoch(number)
+    writer.journal.write(closed)
+    identity = Identity(_UUID, writer.db.get_meta("generation"), writer.db.get_meta("machine"))
+    assert writer.journal.objects(identity, 1, closed, "")
+    assert not writer.journal.objects(identity, 2, closed, "")
+    assert not writer.journal.objects(identity, 1, closed - 1, "")
+    assert not writer.journal.objects(identity._replace(generation=7), 1, closed, "")
+    name = f"{1:016x}-{closed:016x}"
+    for path in (writer.segments / f"{name}.1", writer.segments / name):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        assert not writer.journal.objects(identity, 1, closed, "")
+        path.write_bytes(whole)
+    other = (writer.segments / f"{name}.2").read_bytes()
+    (writer.segments / f"{name}.1").write_bytes(other)
+    assert not writer.journal.objects(identity, 1, closed, ""), "another part in its place"
+    (writer.segments / f"{name}.1").unlink()
+    assert not writer.journal.objects(identity, 1, closed, "")
 
 
 def test_a_file_that_is_published_in_part_adds_the_rest(writer: Writer, tmp_path: Path) -> None:

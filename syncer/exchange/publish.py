@@ -55,6 +55,10 @@ _SEGMENT_KEYS = 50_000
 _SEGMENT_EPOCHS = 4096
 
 
+ReadyObjects = Callable[[Identity, int, int, str], list[tuple[str, bytes]]]
+"""Of the epochs from one to another, behind a parent: as `segment_objects`, or nothing."""
+
+
 @dataclass(frozen=True)
 class Publication:
     """A segment that is ready to be put: its objects with their keys, in the order of writing."""
@@ -79,14 +83,17 @@ class Publisher:
         info: RepositoryInfo,
         journaled: Callable[[], int] = lambda: MAX_EPOCH,
         settling: Settling | None = None,
+        ready_objects: ReadyObjects = lambda identity, first, last, parent: [],
     ) -> None:
-        """`journaled` tells the newest epoch that may be published: see `journal`. `settling` puts
-        the objects, and is shared with whoever makes checkpoints."""
+        """`journaled` tells the newest epoch that may be published, and `ready_objects` gives a
+        segment's objects if they have been made before: see `journal`. `settling` puts the
+        objects, and is shared with whoever makes checkpoints."""
         self._db = db
         self._epochs = epochs
         self._remote = remote
         self._info = info
         self._journaled = journaled
+        self._ready_objects = ready_objects
         self._settling = settling or Settling(remote)
         self._checkpoints = Checkpoints(db, remote, info, self._settling)
         #: What recovery has to read besides the newest checkpoint.
@@ -115,12 +122,17 @@ class Publisher:
             return False
         self._db.sync()
         check_writer()
-        for key, data in publication.objects:
-            self._settling.put(key, data)
+        self._put(publication)
         check_writer()
         self._commit(publication.key, publication.last)
         self.backlog.add(publication.stored_bytes)
         return True
+
+    def _put(self, publication: Publication) -> None:
+        """The parts, in any order, then the head that names them."""
+        *parts, head = publication.objects
+        self._settling.put_all(parts)
+        self._settling.put(*head)
 
     def _prepare(self) -> Publication | None:
         first: int = self._db.get_meta("published") + 1
@@ -140,7 +152,10 @@ class Publisher:
         machine: int = self._db.get_meta("machine")
         identity = Identity(self._info.uuid, self._db.get_meta("generation"), machine)
         parent: str = self._db.get_meta("parent_segment")
-        objects = segment_objects(reader, identity, first, last, parent, self._info.seed)
+        # Rows of closed epochs never change, so what was made of them stays right.
+        objects = self._ready_objects(identity, first, last, parent) or segment_objects(
+            reader, identity, first, last, parent, self._info.seed
+        )
         return Publication(segment_key(machine, first, last), last, objects)
 
     def _is_waiting(self) -> bool:
@@ -199,8 +214,7 @@ class Publisher:
                     if first_unuploaded(reader, first, last) is not None:
                         continue
                     publication = self._encode(reader, first, last)
-                for key, data in publication.objects:
-                    self._settling.put(key, data)
+                self._put(publication)
                 self._commit(publication.key, last)
 
     def count_until(self, end: int) -> None:

@@ -26,7 +26,7 @@ from syncer.errors import (
 from syncer.exchange.checkpoint import Backlog, Checkpoints
 from syncer.exchange.identity import Identity
 from syncer.exchange.incoming import Touched
-from syncer.exchange.publish import Publisher
+from syncer.exchange.publish import Publisher, ReadyObjects
 from syncer.exchange.recover import AppliedHook, BehindError, Follower, reload
 from syncer.exchange.rows import MAX_EPOCH
 from syncer.exchange.settling import Settling
@@ -93,12 +93,13 @@ class Exchange:
         journaled: Callable[[], int] = lambda: MAX_EPOCH,
         before_writing: Callable[[], None] = lambda: None,
         note_marks: Callable[[str], None] = lambda tokens: None,
+        ready_objects: ReadyObjects = lambda identity, first, last, parent: [],
     ) -> None:
         """`name` is what others call this machine, such as its host name.
 
         `on_applied` is called after others' changes were applied, with the keys that were
-        touched, or None: everything may have changed. It must not call back. `journaled` tells
-        the newest epoch that may be published. `before_writing` is called in the transaction that
+        touched, or None: everything may have changed. It must not call back. `journaled` and
+        `ready_objects` are for the `Publisher`. `before_writing` is called in the transaction that
         makes this machine the writer; `note_marks` with what `identity` must not forget.
         """
         info = RepositoryInfo(db.get_meta("uuid"), db.get_meta("seed"))
@@ -114,7 +115,7 @@ class Exchange:
         self._writers = Writers(remote, info)
         self._follower = Follower(db, remote, info, self._writers)
         settling = Settling(remote)
-        self._publisher = Publisher(db, epochs, remote, info, journaled, settling)
+        self._publisher = Publisher(db, epochs, remote, info, journaled, settling, ready_objects)
         self._checkpoints = Checkpoints(db, remote, info, settling)
         self._identity = Identity(db, remote, self._writers, note_marks)
         self._is_identified = False

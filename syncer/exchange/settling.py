@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from syncer.errors import MissingError
 from syncer.remote.base import Remote
+
+#: Each is held in memory, in a few copies.
+_PUT_AT_ONCE = 4
 
 
 class Settling:
@@ -31,8 +35,25 @@ class Settling:
 
     def put(self, key: str, data: bytes) -> None:
         """As `Remote.put`."""
-        if not self._remote.put(key, data):
+        self._note(key, data, is_safe=self._remote.put(key, data))
+
+    def _note(self, key: str, data: bytes, *, is_safe: bool) -> None:
+        if not is_safe:
             self._waiting.append((self._clock() + self._seconds, key, len(data)))
+
+    def put_all(self, objects: Sequence[tuple[str, bytes]]) -> None:
+        """Put several, some at once, since each takes some round trips.
+
+        Raises an error of one of them after all have ended.
+        """
+        if len(objects) < 2:
+            for key, data in objects:
+                self.put(key, data)
+            return
+        with ThreadPoolExecutor(_PUT_AT_ONCE, thread_name_prefix="syncer-publish") as pool:
+            puts = [pool.submit(self._remote.put, key, data) for key, data in objects]
+        for (key, data), put in zip(objects, puts, strict=True):
+            self._note(key, data, is_safe=put.result())
 
     def has_lost(self) -> bool:
         """Look at those whose time has come; whether one of them is not there as it was put.

@@ -204,6 +204,25 @@ def decode_segment(data: bytes, seed: int, key: str) -> Segment:
         )  # fmt: skip
 
 
+def with_parent(
+    data: bytes, seed: int, begin: Sequence[object], parent: str
+) -> tuple[bytes, tuple[bytes, ...]]:
+    """A segment whose first fields are `begin` as it is behind another parent, and its digests.
+
+    Its rows are not looked at.
+    """
+    fields = _open_envelope(b"SEGM", data, seed, 16)
+    if fields[:5] != list(begin):
+        raise CorruptError("it is another segment")
+    fields[5] = parent
+    return encode_envelope(b"SEGM", msgpack.packb(fields), seed), _split_digests(fields[6])
+
+
+def check_part(data: bytes, seed: int, expected: bytes) -> None:
+    """Raise CorruptError if this is not the part with that digest."""
+    _open_envelope(b"SEGP", data, seed, 8, expected)
+
+
 def encode_part(rows: Rows, seed: int) -> tuple[bytes, bytes]:
     """(digest, object) of a part of a segment."""
     payload: bytes = msgpack.packb([*pack_versions(rows), *pack_ends(rows)])

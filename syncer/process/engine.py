@@ -55,6 +55,8 @@ log = logging.getLogger(__name__)
 Progress = Callable[[dict[str, Any]], None]
 
 _POLL_SECONDS = 0.2
+#: Who waits for a publication, which takes some round trips, is told that often how it goes.
+_PUBLICATION_SECONDS = 2.0
 _PRUNER_ENDS_WITHIN_SECONDS = 5.0
 #: How long what statfs tells of the remote's disk stays true enough.
 _CAPACITY_SECONDS = 60.0
@@ -145,6 +147,7 @@ class Engine:
             journaled=self._journal.newest,
             before_writing=self._blocks.forget_unnamed,
             note_marks=self._journal.note_marks,
+            ready_objects=self._journal.objects,
         )
         self._loop = ExchangeLoop(self._exchange, after_step=self._note_role)
         self.pruner = Pruner(
@@ -411,7 +414,8 @@ class Engine:
         while True:
             self._transfer.kick()
             if self._transfer.flush(_POLL_SECONDS):
-                self._loop.step_now(_POLL_SECONDS)
+                remaining_seconds = max(_POLL_SECONDS, deadline - time.monotonic())
+                self._loop.step_now(min(_PUBLICATION_SECONDS, remaining_seconds))
             status = self.status()
             progress(status)
             if self._is_flushed(newest):

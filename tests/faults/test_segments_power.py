@@ -66,6 +66,7 @@ class JournaledRig(PruneRig):
             on_applied=lambda touched: self.tree.forget(),
             before_writing=self.blocks.forget_unnamed,
             journaled=self.journal.newest, note_marks=self.journal.note_marks,
+            ready_objects=self.journal.objects,
         )  # fmt: skip
 
     def round(self, *, seal: bool = False) -> None:
