@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import random
+import zlib
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -128,6 +131,27 @@ def test_zeros_are_a_hole_and_nothing_else_is(size_bytes: int) -> None:
 def test_an_envelope_gives_its_payload_back(payload: bytes) -> None:
     stored = codec.encode_envelope(b"SEGM", payload, SEED)
     assert codec.decode_envelope(b"SEGM", stored, SEED, 5000) == payload
+
+
+def test_what_does_not_shrink_is_not_compressed_at_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    noise = random.Random(5).randbytes(200_000)
+    text = b"a row like the one before it, " * 10_000
+    levels = []
+    compress = zlib.compress
+
+    def noting(payload: bytes, level: int) -> bytes:
+        levels.append((len(payload) > 100_000, level))
+        return compress(payload, level)
+
+    monkeypatch.setattr(codec.zlib, "compress", noting)
+    for payload, level in ((noise, 0), (text, 6), (noise + text, 6)):
+        stored = codec.encode_envelope(b"SEGM", payload, SEED)
+        assert codec.decode_envelope(b"SEGM", stored, SEED, len(payload)) == payload
+        assert levels[-1] == (True, level)
+        assert len(stored) < len(payload) + 200
+    assert len(codec.encode_envelope(b"SEGM", text[:2000], SEED)) < 200, "a small one always is"
 
 
 def test_a_changed_byte_of_an_envelope_is_noticed_or_makes_no_difference() -> None:
