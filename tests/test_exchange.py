@@ -416,6 +416,45 @@ def test_a_large_epoch_is_seen_as_a_whole_or_not_at_all(
     assert_same_history(laptop, machines("clone"))
 
 
+def test_the_parts_of_a_segment_travel_together_and_its_head_behind_them(
+    laptop: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outgoing, "TARGET_BYTES", 2000)
+    laptop.publish()
+    laptop.epoch(*(b"%d" % number for number in range(100)))
+    # Passed by two that are under way at the same time.
+    together = threading.Barrier(2)
+    begun = itertools.count()
+    put, done = laptop.remote.put, []
+
+    def waiting(key: str, data: Any) -> bool:
+        if next(begun) < 2:
+            together.wait(10)
+        is_safe = put(key, data)
+        done.append(key)
+        return is_safe
+
+    monkeypatch.setattr(laptop.remote, "put", waiting)
+    assert laptop.exchange.publish_once()
+    *parts, head = done
+    assert len(parts) > 2
+    assert {part.rpartition(".")[0] for part in parts} == {head}
+
+
+def test_what_has_been_made_of_epochs_before_is_published_as_it_is(
+    laptop: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    laptop.publish()
+    laptop.epoch(b"new")
+    publisher = laptop.exchange._publisher
+    publication = publisher._prepare()
+    assert publication is not None
+    monkeypatch.setattr(publisher, "_ready_objects", lambda *_: publication.objects)
+    monkeypatch.setattr(publish, "segment_objects", lambda *_: pytest.fail("made once more"))
+    laptop.publish()
+    assert laptop.remote.objects[publication.key] == publication.objects[-1][1]
+
+
 def test_epochs_are_gathered_and_parted(
     laptop: Machine, machines: Callable[[str], Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
