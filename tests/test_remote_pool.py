@@ -22,6 +22,7 @@ from syncer.remote.pool import (
     QUICK_BYTES_PER_SECOND,
     READY,
     READY_AT_ONCE,
+    RESERVED,
     Crowd,
     Pool,
 )
@@ -141,8 +142,10 @@ def test_a_mount_at_a_near_server_opens_few_connections_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_near: bool
 ) -> None:
     server = OddServer(tmp_path)
+    limit = 2 * READY
+    wanted = READY if is_near else limit - RESERVED
     # At a far one all but the first are opened at the same time, and each waits for the others.
-    together = threading.Barrier(1 if is_near else READY - 1)
+    together = threading.Barrier(1 if is_near else wanted - 1)
 
     def connect(lost_seconds: float) -> Connection:
         if server.connections:
@@ -151,7 +154,7 @@ def test_a_mount_at_a_near_server_opens_few_connections_at_once(
         connection.round_trip_seconds = NEAR_SECONDS * (0.5 if is_near else 2)
         return connection
 
-    pool = Pool("odd", connect, 2 * READY)
+    pool = Pool("odd", connect, limit)
     waits: list[tuple[int, float | None]] = []
 
     def wait_for(is_over: Callable[[], bool], seconds: float | None = None) -> bool:
@@ -163,9 +166,37 @@ def test_a_mount_at_a_near_server_opens_few_connections_at_once(
         patch.setattr(pool._changed, "wait_for", wait_for)
         pool._prepare()
     with pool._changed:
-        assert pool._changed.wait_for(lambda: len(pool._lines) == READY, 10)
-    assert server.connections == READY
+        assert pool._changed.wait_for(lambda: len(pool._lines) == wanted, 10)
+    assert server.connections == wanted
     before = range(READY_AT_ONCE, READY) if is_near else ()
     assert waits == [(count, LATER_SECONDS) for count in before]
     pool.close()
     server.close()
+
+
+@pytest.mark.parametrize("is_near", [True, False])
+def test_at_a_far_server_a_crowd_gets_back_at_once_what_was_closed_for_want_of_use(
+    server: OddServer, is_near: bool
+) -> None:
+    count = 1 if is_near else 2 * READY - RESERVED - 1
+    together = threading.Barrier(count)
+
+    def connect(lost_seconds: float) -> Connection:
+        if server.connections:
+            together.wait(10)
+        connection = open_connection(server.connect(), 5.0)
+        connection.round_trip_seconds = NEAR_SECONDS * (0.5 if is_near else 2)
+        return connection
+
+    lines = Pool("odd", connect, 2 * READY)
+    try:
+        with lines.session(urgent=False):
+            lines._lines[0].ordinary = CROWD
+            lines._crowd._since = time.monotonic() - LONG_SECONDS
+            with lines.session(urgent=False):
+                with lines._changed:
+                    assert lines._changed.wait_for(lambda: not lines._opening, 10)
+                assert len(lines._lines) == 1 + count
+            lines._lines[-1].ordinary = 1
+    finally:
+        lines.close()

@@ -31,7 +31,7 @@ FULL_SHARE = 0.75
 OPENING_AT_ONCE = 2
 """Servers drop connections when many are not logged in yet (MaxStartups 10:30:100)."""
 READY = 4
-"""Connections that `prepare` opens: one for urgent callers, the others for all."""
+"""Connections that `prepare` opens to a near server: one for urgent callers, the others for all."""
 READY_AT_ONCE = 2
 """So many of these at once, since the first reads after a start want the processors; the others
 after `LATER_SECONDS` each. Over a line whose round trip is longer than `NEAR_SECONDS` all at once:
@@ -182,17 +182,27 @@ class Pool:
                 self._raise_if_closed()
                 line = self._find_idle(urgent) or self._find_shared(urgent)
                 may_open = self._needs_more(line, urgent) and self._may_open(urgent)
-                self._opening += may_open
+                count = self._how_many_to_open() if may_open else 0
+                self._opening += count
                 if line is not None or may_open:
                     break
                 self._wait(failures)
-            if line is None:
-                return None, False
-            is_tried = line.callers > 0
-            line.count(urgent, 1)
-        if may_open:
+            is_tried = line is not None and line.callers > 0
+            if line is not None:
+                line.count(urgent, 1)
+        # Who has found no place opens one of them itself.
+        for _ in range(count if line is not None else count - 1):
             self._open_in_background()
         return line, is_tried
+
+    def _how_many_to_open(self) -> int:
+        """Where one more is needed. At a far server those that were closed for want of use are
+        opened together, since there each takes as long as many."""
+        return max(1, self._missing(self._ordinary_limit)) if self._is_far() else 1
+
+    def _is_far(self) -> bool:
+        """Whether it is known that the server is."""
+        return bool(self._lines) and self._round_trip_seconds() >= NEAR_SECONDS
 
     def _may_use_another(self, urgent: bool) -> bool:
         """Whether a caller may come to a connection that ordinary callers don't use yet."""
@@ -249,10 +259,11 @@ class Pool:
         with suppress(SyncerError):
             while is_open:
                 with self._changed:
-                    is_far = bool(self._lines) and self._round_trip_seconds() >= NEAR_SECONDS
-                    if self._missing() and len(self._lines) >= READY_AT_ONCE and not is_far:
+                    is_far = self._is_far()
+                    wanted = self._ordinary_limit if is_far else min(READY, self._limit)
+                    if self._missing(wanted) and len(self._lines) >= READY_AT_ONCE and not is_far:
                         self._changed.wait_for(lambda: self._closed, LATER_SECONDS)
-                    missing = self._missing()
+                    missing = self._missing(wanted)
                     if not missing:
                         return
                     count = missing if is_far else 1
@@ -261,10 +272,9 @@ class Pool:
                     self._open_in_background()
                 is_open = self._open()
 
-    def _missing(self) -> int:
+    def _missing(self, wanted: int) -> int:
         """How many connections `prepare` has yet to open."""
-        count = len(self._lines) + self._opening
-        return 0 if self._closed else max(0, min(READY, self._limit) - count)
+        return 0 if self._closed else max(0, wanted - len(self._lines) - self._opening)
 
     def _round_trip_seconds(self) -> float:
         return min(line.connection.round_trip_seconds for line in self._lines)
