@@ -6,7 +6,8 @@ the remote has every block that they name.
 The order of one publication, and what a crash after each step leaves:
 
 1. Read the rows of the longest run of epochs that are closed and whole, from one view of the
-   database, and make that view power-safe: what others see must not be lost here.
+   database, and make that view power-safe: what others see must not be lost here. Where the local
+   segment files have just these epochs, what they say is taken.
    Crash: nothing has happened.
 2. Look who the writer is. If it is another machine: displaced, nothing is written.
 3. Put the segment's parts, if it has any, and then its head. Crash in between: parts that no

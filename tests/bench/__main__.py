@@ -41,7 +41,7 @@ LOOPBACK: dict[Piece, set[str]] = {
 WAN: dict[Piece, set[str]] = {
     large.large_file: {"upload", "cold-read"},
     files.small_upload: {"small-upload"},
-    large.photos: {"photos-head", "photos-whole"},
+    large.photos: {"first-look", "photos-head", "photos-whole"},
 }
 #: Measured in the first round only: it takes minutes, and hardly varies.
 ONCE = (files.first_listing,)

@@ -122,6 +122,7 @@ def photos(system: System, book: Book) -> None:
     for path, data in contents.items():
         path.write_bytes(data)
     system.wait_uploaded()
+    first_look(system, book, next(iter(contents)))
     make_cold(system)
     found: list[bytes] = []
     book.record("photos-head", per_second(list(contents), lambda path: found.append(head(path))))
@@ -136,6 +137,17 @@ def photos(system: System, book: Book) -> None:
     right = all(one == data for one, data in zip(found, contents.values(), strict=False))
     check(right, system, "a photo differs")
     shutil.rmtree(folder)
+
+
+def first_look(system: System, book: Book, path: Path) -> None:
+    """From the start of the mount to the beginning of a file that only the server has."""
+    system.forget_local()
+    system.stop()
+    drop_page_cache()
+    watch = Stopwatch()
+    system.start()
+    head(path)
+    book.record("first-look", watch.seconds())
 
 
 def head(path: Path) -> bytes:

@@ -133,7 +133,7 @@ def small_file_count(system: System, book: Book) -> int:
 def make_cold(system: System) -> None:
     """Have the next reads come from the server, by a mount that has been there for a moment.
 
-    sshfs is connected before it is mounted, and the others soon after.
+    Each logs in to the server at its start, which counts in the row "first-look" only.
     """
     system.forget_local()
     drop_page_cache()
