@@ -508,6 +508,23 @@ def test_only_what_was_synced_counts_as_power_safe(rig: Rig) -> None:
     assert not unsynced(rig)
 
 
+def test_what_was_fetched_is_not_synced_with_what_was_written(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To sync the disk takes tenths of a second; the remote has it anyway."""
+    fetched = rig.store_remotely(content(1))
+    rig.blocks.get(fetched)
+    syncs: list[int] = []
+    monkeypatch.setattr(rig.cache, "sync_all", lambda: syncs.append(1))
+    rig.blocks.sync_all()
+    assert not syncs
+    written = rig.write(content(2))
+    rig.blocks.sync_all()
+    assert syncs
+    assert unsynced(rig) == {fetched}
+    assert written not in unsynced(rig)
+
+
 def test_a_block_may_be_synced_before_it_is_named(rig: Rig) -> None:
     ids = [rig.blocks.put(content(number)) for number in range(2)]
     rig.sync(ids[:1])

@@ -299,12 +299,18 @@ class Ledger:
         self.undo.synced(begun.node_id, begun.turn)
 
     def sync_all(self) -> None:
-        """The same at once for all blocks: ends a turn, see `undo`."""
+        """The same at once for all blocks: ends a turn, see `undo`.
+
+        But for clean ones: the remote has them, and what a cut damages here is fetched anew.
+        That they are clean is as safe as the rows that name them, which `db.sync` makes so.
+        """
         with self._db.lock:
             turn = self.undo.end_turn()
             rows = [
                 (row[0], row[1])
-                for row in self._db.query("SELECT id, dirty FROM block WHERE synced = 0")
+                for row in self._db.query(
+                    "SELECT id, dirty FROM block WHERE synced = 0 AND dirty IS NOT NULL"
+                )
             ]
             with self._lock:
                 held = [hold for hold in self._holds.values() if hold.stored and not hold.synced]

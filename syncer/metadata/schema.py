@@ -80,6 +80,10 @@ CREATE TABLE provisional(      -- names that were taken away, it may be for a re
 ) WITHOUT ROWID;
 """
 
+_UNSYNCED = """
+CREATE INDEX block_unsynced ON block(id) WHERE synced = 0 AND dirty IS NOT NULL;
+"""
+
 #: For each version but the newest: the statements that make the next one of it.
 UPGRADES: dict[int, str] = {
     1: """
@@ -99,8 +103,8 @@ ALTER TABLE orphan DROP COLUMN parent;
 ALTER TABLE orphan DROP COLUMN name;
 """,
     5: "ALTER TABLE node_past ADD COLUMN blocks INTEGER;",
-    # Nothing in the tables: an older program would not know of the redo log.
-    6: "",
+    # An older program would not know of the redo log either.
+    6: "DROP INDEX block_unsynced;" + _UNSYNCED,
 }
 
 SCHEMA = (
@@ -238,7 +242,6 @@ CREATE TABLE block(            -- blocks with a local copy, and only these
   pinned INTEGER NOT NULL DEFAULT 0  -- 1: a pinned file names it, so it is not evicted
 ) WITHOUT ROWID;
 CREATE INDEX block_dirty ON block(dirty) WHERE dirty IS NOT NULL;
-CREATE INDEX block_unsynced ON block(synced) WHERE synced = 0;
 
 CREATE TABLE usage(            -- one row; kept by the transactions that change what it counts
   local_bytes INTEGER NOT NULL,    -- sum of block.size, each in whole pages of 4 KiB
@@ -268,6 +271,7 @@ CREATE TABLE chunk(            -- checkpoint chunks: nodes of one range of 4096 
     + _PINS
     + _GARBAGE
     + _PROVISIONAL
+    + _UNSYNCED
 )
 
 #: In place of a boot id: the database was made anew, and block files that nothing names have not
