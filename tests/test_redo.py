@@ -198,6 +198,18 @@ def test_others_see_what_has_ended(db: Database) -> None:
         assert numbers(other) == [1, 2, 3]
 
 
+def test_who_looks_from_outside_in_a_transaction_does_not_count_towards_it(
+    db: Database, tmp_path: Path
+) -> None:
+    add(db, 1)
+    add(db, 2)
+    with db.transaction():
+        with db.snapshot() as reader:
+            assert list(reader.query("SELECT since_ns FROM garbage")) == [(1,), (2,)]
+        add(db, 3)
+    assert found(killed(db, tmp_path / "killed")) == [1, 2, 3]
+
+
 def test_a_checkpoint_has_what_has_ended(db: Database, tmp_path: Path) -> None:
     add(db, 1)
     add(db, 2)

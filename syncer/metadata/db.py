@@ -416,6 +416,7 @@ class Database:
             self._commit()
             if self._depth:
                 self._open_group()
+                self._changes_before = self._connection.total_changes()
             return self._ended
 
     @contextlib.contextmanager
