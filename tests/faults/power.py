@@ -8,8 +8,8 @@ may look when the power is back:
 - a block file or local segment file whose content was not synced is there whole, in part, empty, as
   zeros, or not at all;
 - a name that was made, replaced or removed in a folder that was not synced is new or old;
-- each sector of 512 bytes of the database, its WAL and its redo log is as it is now, or as it was
-  synced last.
+- each sector of 512 bytes of the database and its WAL is as it is now, or as it was synced last;
+- each sector of the redo log, which nobody syncs, is as it was at any moment.
 
 It chooses by a seeded generator, each independently of the others, so in any order. What it does
 not model: sectors that are damaged though nobody wrote to them.
@@ -56,6 +56,8 @@ class Disk:
         self._names: dict[str, list[tuple[_Inode, bytes] | None]] = {}
         #: Database files as they were when they were synced last.
         self._synced: dict[str, bytes] = {}
+        #: Redo logs before each time that they began anew.
+        self._logs: dict[str, list[bytes]] = {}
         self._wal_is_named = False
 
     def __enter__(self) -> Disk:
@@ -66,6 +68,8 @@ class Disk:
         self._patch.setattr(cache, "os", watched)
         self._patch.setattr(db, "os", watched)
         self._patch.setattr(redo, "os", watched)
+        # Some worlds commit often, between two syncs as well.
+        self._patch.setattr(redo, "_GROUP_BYTES", self.random.choice([0, 1000, 5000, 1 << 20]))
         self._patch.setattr(wal, "os", watched)
         self._patch.setattr(journal, "os", watched)
         self._patch.setattr(cache, "_libc", watched)
@@ -125,6 +129,10 @@ class Disk:
     def synced_database(self, path: str) -> None:
         self._synced[path] = Path(path).read_bytes()
 
+    def begun_anew(self, path: str) -> None:
+        """A redo log is about to be overwritten from its beginning."""
+        self._logs.setdefault(path, []).append(Path(path).read_bytes())
+
     def cut(self, target: Path) -> None:
         """The power is gone: what `target`, a new folder, holds is what the disk has."""
         (target / "blocks").mkdir(parents=True)
@@ -139,8 +147,10 @@ class Disk:
             path = self.folder / name
             is_named = name == "metadata.db" or (name.endswith("-wal") and self._wal_is_named)
             if path.exists() and (is_named or self._flip()):
-                before = self._synced.get(str(path), b"")
-                (target / name).write_bytes(self._mixed(before, path.read_bytes()))
+                now = path.read_bytes()
+                for before in self._logs.get(str(path), []):
+                    now = self._mixed(before, now)
+                (target / name).write_bytes(self._mixed(self._synced.get(str(path), b""), now))
 
     def _flip(self) -> bool:
         return self.random.random() < 0.5
@@ -190,6 +200,8 @@ class _Os:
 
     def pwrite(self, descriptor: int, data: Any, offset: int) -> int:
         self._disk.effect()
+        if not offset:
+            self._disk.begun_anew(self._open[descriptor])
         return os.pwrite(descriptor, data, offset)
 
     def rename(self, old: Any, new: Any) -> None:
