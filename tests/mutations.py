@@ -41,6 +41,8 @@ class Mutation:
 
 _OPENFILE, _LEDGER, _STORE = "vfs/openfile.py", "blocks/ledger.py", "blocks/store.py"
 _UNDO, _PUBLISH, _COMMITTER = "metadata/undo.py", "exchange/publish.py", "process/committer.py"
+_PRUNE, _SWEEP, _PRUNING = "maintain/prune.py", "maintain/sweep.py", "metadata/pruning.py"
+_SNAPSHOTS = "vfs/snapshots.py"
 _POWER = "faults/test_power.py::test_a_power_cut_leaves_what_was_synced_and_nothing_wrong"
 _SERVER_POWER = (
     "faults/test_server_power.py::test_a_power_cut_of_the_server_loses_nothing_that_only_it_had"
@@ -83,6 +85,25 @@ MUTATIONS = (
         "if block_id not in self._holds and block_id not in self._removing:",
         "if block_id not in self._removing:",
         "test_blocks.py::test_blocks_in_use_are_not_evicted",
+    ),
+    Mutation(
+        2, "eviction takes what is pinned", _LEDGER,
+        "FROM block WHERE dirty IS NULL AND pinned = 0",
+        "FROM block WHERE dirty IS NULL",
+        "test_pins.py::test_what_is_pinned_is_fetched_and_not_evicted",
+    ),
+    Mutation(
+        2, "what is written below a pin is marked later", "vfs/pinning.py",
+        "    absent, refused_bytes = blocks.pinned.mark(placed)\n",
+        "    tree.pins.loosen()\n    return\n    absent, refused_bytes = [b\"\"], 0\n",
+        "test_pins.py::test_what_is_written_in_a_pinned_folder_is_pinned_at_once",
+    ),
+    Mutation(
+        2, "what is renamed during a pass loses its mark", "transfer/keeper.py",
+        "            while wanted := self._pins.take_wanted():\n"
+        "                self._mark(wanted)\n",
+        "            self._pins.take_wanted()\n",
+        "test_pins.py::test_a_file_that_moves_behind_a_passes_back_keeps_its_mark",
     ),
     Mutation(
         2, "files go before their clean marks are on the disk", _LEDGER,
@@ -236,6 +257,11 @@ MUTATIONS = (
         "test_cache.py::test_the_floor_of_free_space_holds_though_others_use_the_disk",
     ),
     Mutation(
+        6, "pins take all room", "blocks/pinned.py",
+        "return int(max(0, limit - work - row[0]))", "return int(limit)",
+        "test_pins.py::test_pins_leave_room_for_work",
+    ),
+    Mutation(
         7, "the end does not end waits for room", "blocks/budget.py",
         "                    if self._closed or remaining <= 0:", "                    if False:",
         "test_transfer.py::test_stopping_ends_every_wait",
@@ -327,6 +353,112 @@ MUTATIONS = (
         9, "a former writer does not look after its segment", _PUBLISH,
         "        check_writer()\n        self._commit(", "        self._commit(",
         "test_exchange.py::test_a_segment_that_comes_too_late_is_a_branch",
+    ),
+    Mutation(
+        10, "the socket answers everybody", "process/control.py",
+        "if uid not in (os.getuid(), 0):", "if False:",
+        "test_control.py::test_another_user_is_refused",
+    ),
+    Mutation(
+        11, "rows go that a kept moment sees", _PRUNING,
+        "SELECT 1 FROM epoch WHERE seq >= past.born AND seq < past.died",
+        "SELECT 1 FROM epoch WHERE seq < 0",
+        "test_prune.py::test_what_no_kept_moment_saw_goes_and_the_rest_stays",
+    ),
+    Mutation(
+        11, "rows go before the decision is published", _PRUNING,
+        'return found if found.epoch <= db.get_meta("published") else None', "return found",
+        "test_prune.py::test_nothing_is_removed_before_the_decision_is_published",
+    ),
+    Mutation(
+        11, "nobody asks whether a moment is kept when a row of it is missing",
+        "metadata/history.py", "if epoch > 0 and not self.is_kept(epoch):", "if False:",
+        "test_prune.py::test_who_reads_a_moment_while_it_is_pruned_gets_an_error_and_nothing_wrong",
+    ),
+    Mutation(
+        11, "named snapshots go like other moments", _PRUNE,
+        "            kept |= {found.epoch for found in self._moments.named()}\n", "",
+        "test_prune.py::test_what_no_kept_moment_saw_goes_and_the_rest_stays",
+    ),
+    Mutation(
+        11, "what is named during a sweep goes", _STORE,
+        "                and not self.garbage.is_named_since(block_id)\n", "",
+        "test_prune.py::test_what_is_named_held_or_under_way_is_no_garbage",
+    ),
+    Mutation(
+        11, "what is being uploaded goes", _STORE,
+        "if block_id not in uploading\n", "if True\n",
+        "test_prune.py::test_what_is_named_held_or_under_way_is_no_garbage",
+    ),
+    Mutation(
+        11, "what somebody is about to name goes", _STORE,
+        "if block_id not in self._holds]\n            self.garbage.add", "]\n"
+        "            self.garbage.add",
+        "test_prune.py::test_what_is_named_held_or_under_way_is_no_garbage",
+    ),
+    Mutation(
+        11, "garbage that is named again is not uploaded again", _LEDGER,
+        "                elif was_garbage:\n", "                elif False:\n",
+        "test_prune.py::test_a_reader_of_an_old_state_does_not_make_garbage_look_clean",
+    ),
+    Mutation(
+        11, "objects move before it is on the disk that they are garbage", _SWEEP,
+        "        self._s._db.sync()\n        return condemned", "        return condemned",
+        "test_prune.py::test_what_is_garbage_is_on_the_disk_before_its_object_moves",
+    ),
+    Mutation(
+        11, "the trash is emptied without a grace", _SWEEP,
+        "limit_ns = self._s._clock_ns() - self._grace_ns\n            due",
+        "limit_ns = self._s._clock_ns()\n            due",
+        "test_prune.py::test_garbage_stays_in_the_trash_for_the_grace",
+    ),
+    Mutation(
+        11, "a displaced writer goes on sweeping", _SWEEP,
+        "        self._s._exchange.check_writer()\n", "",
+        "test_prune.py::test_a_writer_that_was_displaced_moves_and_deletes_no_more",
+    ),
+    Mutation(
+        11, "what is named is left in the trash", _SWEEP,
+        "        self._move_back([key for key in trashed if self._is_named(key)])\n", "",
+        "test_prune.py::test_what_is_named_and_in_the_trash_is_moved_back",
+    ),
+    Mutation(
+        11, "a new writer believes in the clean blocks that nothing names",
+        "exchange/roles.py", "                self._before_writing()\n", "",
+        "test_prune.py::test_who_takes_over_uploads_what_the_other_threw_away",
+    ),
+    Mutation(
+        11, "a checkpoint keeps what was pruned", _PRUNE,
+        "pruning.remove_unseen(db, lambda *span: forget_nodes(db, *span))",
+        "pruning.remove_unseen(db, lambda *span: None)",
+        "test_prune.py::test_the_next_checkpoint_is_without_what_was_pruned",
+    ),
+    Mutation(
+        11, "a clock that is ahead prunes by itself", _PRUNE,
+        "may = not is_to_come and not self._has_leapt(newest)", "may = True",
+        "test_clock.py::test_a_clock_that_was_ahead_for_a_while_prunes_nothing_by_itself",
+    ),
+    Mutation(
+        11, "a clock that is ahead empties the trash", _PRUNE,
+        "may_delete = not grace_seconds or self._may_delete()", "may_delete = True",
+        "test_clock.py::test_a_clock_that_is_ahead_does_not_empty_the_trash",
+    ),
+    Mutation(
+        11, "the past can be changed through the mount", _SNAPSHOTS,
+        "        # Of all calls that make, move or remove a name.\n"
+        "        self._refuse_past(path)\n", "",
+        "test_snapshots.py::test_nothing_of_the_past_can_be_changed",
+    ),
+    Mutation(
+        11, "the kernel keeps what a time within the open epoch shows", _SNAPSHOTS,
+        "if self._moments.is_fixed(text):", "if True:",
+        "test_snapshots.py::test_other_words_are_symlinks_to_a_time",
+    ),
+    Mutation(
+        11, "the kernel keeps that a name is no moment", _SNAPSHOTS,
+        "            raise _error(errno.EINVAL) from error",
+        "            raise _error(errno.ENOENT) from error",
+        "test_snapshots.py::test_what_is_no_moment_may_become_one",
     ),
 )  # fmt: skip
 

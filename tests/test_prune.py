@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -284,6 +285,73 @@ def test_a_copy_from_a_moment_that_is_pruned_names_nothing_that_is_gone(rig: Pru
         rig.vfs.release(source)
     rig.round(seal=True)
     rig.check_kept()
+
+
+def test_what_is_named_held_or_under_way_is_no_garbage(rig: PruneRig) -> None:
+    """Somebody names a block or is about to, or puts its object where the sweep looks."""
+    held = rig.blocks.put(OLD)
+    (named,), (uploading,), (free,) = map(ids_of, ([content(4)], [NEW], [OTHER]))
+    with rig.blocks.garbage.watch():
+        # Named after the sweep has read what is named, and clean again already.
+        rig.make(b"/file", content(4))
+        rig.publish()
+        assert not rig.blocks.is_dirty(named)
+        condemned = rig.blocks.condemn([named, held, uploading, free], {uploading}, rig.now_ns)
+    assert condemned == [free]
+    assert rig.blocks.local(held) is not None
+    rig.blocks.unhold([held])
+
+
+def test_what_is_garbage_is_on_the_disk_before_its_object_moves(
+    rig: PruneRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut a block must not count as clean whose object is on its way out."""
+    rig.make(b"/file", OLD)
+    rig.publish()
+    rig.vfs.unlink(b"/file")
+    steps: list[str] = []
+
+    def note(owner: object, name: str) -> None:
+        act = getattr(owner, name)
+
+        def step(*given: Any) -> Any:
+            steps.append(name)
+            return act(*given)
+
+        monkeypatch.setattr(owner, name, step)
+
+    note(rig.blocks, "condemn")
+    note(rig.db, "sync")
+    note(rig.remote, "move")
+    rig.prune()
+    assert steps[steps.index("move") - 2 :][:3] == ["condemn", "sync", "move"]
+
+
+def test_a_writer_that_was_displaced_moves_and_deletes_no_more(
+    rig: PruneRig, tmp_path: Path
+) -> None:
+    (trashed,) = ids_of([NEW])
+    rig.remote.put(trash_key(trashed), b"anything")
+    rig.make(b"/file", OLD)
+    rig.upload_all()
+    rig.vfs.unlink(b"/file")
+    rig.publish()
+    assert (rig.stored(), rig.named()) == (ids_of([OLD]), set())
+    other = PruneRig(tmp_path, rig.remote)
+    try:
+        other.exchange.take_over()
+        # From here on these are the new writer's; this one has not noticed.
+        for _ in range(2):
+            with pytest.raises(DisplacedError):
+                rig.pruner._sweeper.sweep(0)
+        assert rig.stored() == ids_of([OLD])
+        rig.remote.delete(block_key(*ids_of([OLD])))
+        for _ in range(2):
+            with pytest.raises(DisplacedError):
+                rig.pruner._sweeper.sweep(0)
+        assert rig.stored("trash") == {trashed}
+    finally:
+        other.close()
 
 
 # At any moment
