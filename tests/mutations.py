@@ -355,6 +355,11 @@ MUTATIONS = (
         "test_exchange.py::test_a_segment_that_comes_too_late_is_a_branch",
     ),
     Mutation(
+        5, "doing a group again needs room on the disk", "metadata/connection.py",
+        '    connection.execute(f"PRAGMA cache_spill = -{_SPILL_KIB}")\n', "",
+        "test_redo.py::test_a_full_disk_undoes_no_group_that_is_larger_than_the_cache",
+    ),
+    Mutation(
         10, "the socket answers everybody", "process/control.py",
         "if uid not in (os.getuid(), 0):", "if False:",
         "test_control.py::test_another_user_is_refused",

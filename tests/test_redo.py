@@ -312,6 +312,31 @@ def test_a_full_disk_refuses_and_loses_nothing(db: Database, tmp_path: Path) -> 
     assert found(killed(db, tmp_path / "after")) == [*range(10), 11]
 
 
+def test_a_full_disk_undoes_no_group_that_is_larger_than_the_cache(
+    db: Database, tmp_path: Path
+) -> None:
+    """What was done again needs no room: the group has all of it in memory."""
+    add(db, 0)
+    db.sync()
+    with db.transaction():
+        db._connection.execute("PRAGMA cache_size = 20")
+    with files_end_at(max(db.wal_bytes(), 200_000)):
+        done = [0]
+        # The limit is an error of its own to SQLite, unlike a full disk.
+        with contextlib.suppress(LocalFullError, CorruptError):
+            for number in range(1, 5000):
+                add(db, number, name="x" * 300)
+                done.append(number)
+        assert (db.damage, numbers(db)) == ("", done)
+        assert len(done) > 300
+        with pytest.raises(Exception, match=r"full|fails"):
+            db.sync()
+        assert numbers(db) == done
+    add(db, 5000)
+    db.sync()
+    assert found(killed(db, tmp_path / "after")) == [*done, 5000]
+
+
 def found_elsewhere(db: Database, folder: Path) -> list[int]:
     """As `found`, in a process without this one's limits."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)

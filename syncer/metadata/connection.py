@@ -12,6 +12,9 @@ from syncer.errors import AccessError, CorruptError, LocalFullError, SyncerError
 
 #: When the WAL begins anew, its file is cut to this.
 _WAL_LIMIT_BYTES = 64 << 20
+#: A transaction's pages stay in memory up to this, besides what is cached. So the transactions of a
+#: group (`redo`) can be done again where the disk is full.
+_SPILL_KIB = 64 << 10
 
 Row = tuple[Any, ...]
 
@@ -41,6 +44,7 @@ def connect(
     connection.execute("PRAGMA wal_autocheckpoint = 0")
     connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
     connection.execute("PRAGMA cache_size = -16384")
+    connection.execute(f"PRAGMA cache_spill = -{_SPILL_KIB}")
     connection.execute("PRAGMA temp_store = MEMORY")
     return connection
 

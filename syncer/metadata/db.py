@@ -106,11 +106,10 @@ class Database:
                 self._upgrade()
                 if is_new:
                     self.sync()
+                self._wal.sync_name()
             except BaseException:
                 self.close()
                 raise
-        # SQLite makes a new WAL after each clean end; `sync` counts on its name as well.
-        _sync_folder(path.parent)
 
     def _make(self) -> None:
         os.chmod(self.path, 0o600)
@@ -476,14 +475,6 @@ class Database:
                 self._wal.close()
                 self._wal = None
             self._connection.close()
-
-
-def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 class _Transaction(contextlib.AbstractContextManager[None]):

@@ -16,6 +16,7 @@ class Wal:
     """The WAL of an open database, which is there until the last connection ends."""
 
     def __init__(self, database: Path, connection: apsw.Connection) -> None:
+        self._folder = database.parent
         self._file = os.open(f"{database}-wal", os.O_RDWR | os.O_CLOEXEC)
         self._frame_bytes = _FRAME_HEADER_BYTES + connection.pragma("page_size")
         self._read_at = 0
@@ -37,6 +38,14 @@ class Wal:
     def sync(self) -> None:
         """Make what is in it power-safe."""
         os.fdatasync(self._file)
+
+    def sync_name(self) -> None:
+        """Make its name power-safe: SQLite makes a new WAL after each clean end."""
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     @property
     def size_bytes(self) -> int:
