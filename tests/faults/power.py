@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -43,11 +44,13 @@ class _Inode:
 
 
 class Disk:
-    """The watched folder. For one thread; `with` watches."""
+    """The watched folder. `with` watches; several threads may work in it meanwhile."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder = folder
         self.random = random.Random(seed)
+        #: Guards everything below: an effect and the note of it are one step.
+        self.lock = threading.RLock()
         #: How many more effects the power lasts for.
         self.effects_left = 1 << 60
         self._patch = pytest.MonkeyPatch()
@@ -187,54 +190,62 @@ class _Os:
         return getattr(os, name)
 
     def open(self, path: Any, flags: int, mode: int = 0o777) -> int:
-        if flags & os.O_CREAT:
-            self._disk.effect()
-            self._inodes[os.fspath(path)] = _Inode()
-        descriptor = os.open(path, flags, mode)
-        self._open[descriptor] = os.fspath(path)
-        return descriptor
+        with self._disk.lock:
+            if flags & os.O_CREAT:
+                self._disk.effect()
+                self._inodes[os.fspath(path)] = _Inode()
+            descriptor = os.open(path, flags, mode)
+            self._open[descriptor] = os.fspath(path)
+            return descriptor
 
     def write(self, descriptor: int, data: Any) -> int:
-        self._disk.effect()
-        return os.write(descriptor, data)
+        with self._disk.lock:
+            self._disk.effect()
+            return os.write(descriptor, data)
 
     def pwrite(self, descriptor: int, data: Any, offset: int) -> int:
-        self._disk.effect()
-        if not offset:
-            self._disk.begun_anew(self._open[descriptor])
-        return os.pwrite(descriptor, data, offset)
+        with self._disk.lock:
+            self._disk.effect()
+            if not offset:
+                self._disk.begun_anew(self._open[descriptor])
+            return os.pwrite(descriptor, data, offset)
 
     def rename(self, old: Any, new: Any) -> None:
-        self._disk.effect()
-        os.rename(old, new)
-        source, target = os.fspath(old), os.fspath(new)
-        inode = self._inodes.pop(source)
-        self._inodes[target] = inode
-        self._disk.changed(source, None)
-        self._disk.changed(target, inode)
+        with self._disk.lock:
+            self._disk.effect()
+            os.rename(old, new)
+            source, target = os.fspath(old), os.fspath(new)
+            inode = self._inodes.pop(source)
+            self._inodes[target] = inode
+            self._disk.changed(source, None)
+            self._disk.changed(target, inode)
 
     def unlink(self, path: Any) -> None:
-        self._disk.effect()
-        os.unlink(path)
-        self._inodes.pop(os.fspath(path), None)
-        self._disk.changed(os.fspath(path), None)
+        with self._disk.lock:
+            self._disk.effect()
+            os.unlink(path)
+            self._inodes.pop(os.fspath(path), None)
+            self._disk.changed(os.fspath(path), None)
 
     def fsync(self, descriptor: int) -> None:
-        self._disk.effect()
-        path = self._open[descriptor]
-        if path in self._inodes:
-            self._inodes[path].is_synced = True
-        else:
-            self._disk.synced_folder(path)
+        with self._disk.lock:
+            self._disk.effect()
+            path = self._open[descriptor]
+            if path in self._inodes:
+                self._inodes[path].is_synced = True
+            else:
+                self._disk.synced_folder(path)
 
     def fdatasync(self, descriptor: int) -> None:
-        self._disk.effect()
-        self._disk.synced_database(self._open[descriptor])
+        with self._disk.lock:
+            self._disk.effect()
+            self._disk.synced_database(self._open[descriptor])
 
     def syncfs(self, descriptor: int) -> int:
-        self._disk.effect()
-        self._disk.synced_all()
-        return 0
+        with self._disk.lock:
+            self._disk.effect()
+            self._disk.synced_all()
+            return 0
 
 
 class _Vfs(apsw.VFS):
@@ -253,6 +264,7 @@ class _File(apsw.VFSFile):
         super().__init__("unix", name, flags)
 
     def xSync(self, flags: int) -> None:  # noqa: N802
-        super().xSync(flags)
-        if self._disk.effects_left >= 0 and self._path.endswith((".db", "-wal")):
-            self._disk.synced_database(self._path)
+        with self._disk.lock:
+            super().xSync(flags)
+            if self._disk.effects_left >= 0 and self._path.endswith((".db", "-wal")):
+                self._disk.synced_database(self._path)

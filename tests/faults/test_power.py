@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,32 +34,88 @@ _TORTURE_CUTS = 1000
 _STEPS = 60
 
 
-def cut_twice(seed: int) -> None:
-    """Work, a power cut in the middle of it, a reboot; and the same once more on what is left."""
+def cut_twice(seed: int, *, threads: bool = False) -> None:
+    """Work, a power cut in the middle of it, a reboot; and the same once more on what is left.
+
+    With `threads`, syncs, uploads and evictions go on at the same time.
+    """
     with fast_folder() as folder:
         place = folder / "0"
         place.mkdir()
         stored: dict[str, bytes] = {}
         for number in (1, 2):
-            world = _work_until_the_cut(place, folder / str(number), stored, 2 * seed + number)
+            world = _work_until_the_cut(
+                place, folder / str(number), stored, 2 * seed + number, threads=threads
+            )
             place = folder / str(number)
             stored = dict(world.rig.remote.objects)
             _look_at(place, world, stored)
 
 
-def _work_until_the_cut(before: Path, after: Path, stored: dict[str, bytes], seed: int) -> World:
+def _work_until_the_cut(
+    before: Path, after: Path, stored: dict[str, bytes], seed: int, *, threads: bool = False
+) -> World:
     with Disk(before, seed) as disk:
         rig = VfsRig(before)
         _fill(rig, stored)
         rig.round()
-        world = World(rig, seed)
+        world = World(rig, seed, is_alone=not threads)
         disk.effects_left = random.Random(seed).randrange(20, 300)
-        with contextlib.suppress(PowerCutError):
-            world.run(_STEPS)
-        disk.effects_left = -1
+        with _others(rig, disk, seed) if threads else contextlib.nullcontext():
+            with contextlib.suppress(PowerCutError):
+                world.run(_STEPS)
+            disk.effects_left = -1
         disk.cut(after)
     rig.db.close()
     return world
+
+
+@contextlib.contextmanager
+def _others(rig: VfsRig, disk: Disk, seed: int) -> Iterator[None]:
+    """Threads that do what syncer's own do in the background, until the power is gone."""
+    failures: list[BaseException] = []
+
+    def upload() -> None:
+        for block_id, _ in rig.blocks.dirty_queue(3):
+            # Dropped meanwhile, if there is none.
+            if (content := rig.blocks.local(block_id)) is not None:
+                rig.store_remotely(content)
+                rig.blocks.mark_clean([block_id])
+
+    def run(number: int, *work: Callable[[], object]) -> None:
+        dice = random.Random(f"{seed} {number}")
+        try:
+            while disk.effects_left >= 0:
+                dice.choice(work)()
+                time.sleep(dice.random() * 0.002)
+        except PowerCutError:
+            pass
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [
+        threading.Thread(target=run, args=(0, rig.round, lambda: rig.round(seal=True))),
+        threading.Thread(target=run, args=(1, upload, rig.evict_all, rig.blocks.collect)),
+        threading.Thread(target=run, args=(2, rig.db.sync, rig.db.checkpoint, _look(rig))),
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        for thread in threads:
+            thread.join()
+    assert not failures, failures
+
+
+def _look(rig: VfsRig) -> Callable[[], None]:
+    """Somebody reads the metadata from outside, as the publisher does."""
+
+    def look() -> None:
+        with rig.db.snapshot() as reader:
+            assert list(reader.query("SELECT count(*) FROM node"))
+
+    return look
 
 
 def _fill(rig: VfsRig, stored: dict[str, bytes]) -> None:
@@ -86,6 +144,17 @@ def _look_at(place: Path, world: World, stored: dict[str, bytes]) -> None:
 @pytest.mark.parametrize("seed", range(_FIRST_CUT, _FIRST_CUT + _CUTS))
 def test_a_power_cut_leaves_what_was_synced_and_nothing_wrong(seed: int) -> None:
     cut_twice(seed)
+
+
+@pytest.mark.parametrize("seed", range(_FIRST_CUT, _FIRST_CUT + _CUTS // 3))
+def test_a_power_cut_while_threads_work_leaves_what_was_synced(seed: int) -> None:
+    cut_twice(seed, threads=True)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("seed", range(_CUTS, _TORTURE_CUTS))
+def test_a_thousand_power_cuts_while_threads_work_leave_what_was_synced(seed: int) -> None:
+    cut_twice(seed, threads=True)
 
 
 @pytest.mark.torture

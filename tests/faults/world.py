@@ -85,8 +85,10 @@ Names = dict[bytes, Entry]
 class World:
     """The file system as it is, and as it may be after a cut."""
 
-    def __init__(self, rig: VfsRig, seed: int) -> None:
+    def __init__(self, rig: VfsRig, seed: int, *, is_alone: bool = True) -> None:
+        """`is_alone`: this thread also does what others do in the background."""
         self.rig = rig
+        self._is_alone = is_alone
         self.random = random.Random(seed)
         #: After each change, from the state that was safe last.
         self.names: list[Names] = [_found(rig)]
@@ -104,8 +106,10 @@ class World:
             *often, *often, self.rewrite, self.truncate, self.punch, self.copy, self.rename,
             self.rename, self.exchange, self.link, self.unlink, self.mkdir, self.rmdir,
             self.sync_folder, self.replace, self.write_while_syncing, self.snapshot, self.restore,
-            self.round, self.upload, self.collect, self.kill,
+            self.round,
         ]  # fmt: skip
+        if self._is_alone:
+            work += [self.upload, self.collect, self.kill]
         for _ in range(steps):
             self.random.choice(work)()
 
