@@ -14,6 +14,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import apsw
 import pytest
 
 from syncer.errors import CorruptError, LocalFullError
@@ -183,6 +184,20 @@ def test_who_finds_something_else_than_expected_rolls_nothing_back(db: Database)
     with pytest.raises(Exception, match="UNIQUE"), db.transaction():
         db.execute("INSERT INTO garbage VALUES(x'31', 1)")
     assert told, "something in memory may be ahead of the statement that failed"
+
+
+def test_what_the_log_can_not_hold_is_undone(db: Database, tmp_path: Path) -> None:
+    """SQLite knows values that the log does not."""
+    add(db, 1)
+    add(db, 2)
+    with pytest.raises(TypeError), db.transaction():
+        db.execute("INSERT INTO garbage VALUES(?, 77)", (apsw.zeroblob(4),))
+    assert numbers(db) == [1, 2]
+    with db.transaction():
+        db.execute("INSERT INTO garbage VALUES(?, 3)", (b"3",))
+    with db.transaction():
+        db.execute("INSERT INTO garbage VALUES(?, 77)", (b"4",))
+    assert found(killed(db, tmp_path / "killed")) == [1, 2, 3, 77]
 
 
 def test_others_see_what_has_ended(db: Database) -> None:

@@ -272,8 +272,10 @@ class Database:
             changes = self._connection.total_changes() - self._changes_before
             try:
                 is_kept = self._log.append(self._statements, changes)
-            except OSError as error:
+            except BaseException as error:
                 self._roll_back()
+                if not isinstance(error, OSError):
+                    raise
                 raise LocalFullError(
                     f"{self._log_path} can't be written ({error}); free some space"
                 ) from error

@@ -86,8 +86,24 @@ class RedoLog:
 
     def append(self, statements: Sequence[Statement], changes: int) -> bool:
         """Add a transaction; False: it is too long for that. Raises OSError, and adds nothing."""
-        numbers = self._numbers
         texts: list[str] = []
+        is_added = False
+        try:
+            record = self._record(statements, changes, texts)
+            if len(record) <= _MAX_RECORD_BYTES:
+                if os.pwrite(self._file, record, self._end) != len(record):
+                    raise OSError("the redo log was written in part")
+                self._end += len(record)
+                self.sequence += 1
+                is_added = True
+        finally:
+            if not is_added:
+                self._forget(texts)
+        return is_added
+
+    def _record(self, statements: Sequence[Statement], changes: int, texts: list[str]) -> bytes:
+        """The next record; adds to `texts` what it has that is new to the group."""
+        numbers = self._numbers
         calls: list[Any] = []
         for sql, values in statements:
             number = numbers.get(sql)
@@ -98,19 +114,7 @@ class RedoLog:
             calls.append(values)
         body: bytes = self._pack((texts, calls))
         record = _HEAD.pack(len(body), changes, self.sequence + 1) + body
-        record = _CHECKSUM.pack(xxhash.xxh3_64_intdigest(record, self._key)) + record
-        try:
-            if len(record) <= _MAX_RECORD_BYTES:
-                if os.pwrite(self._file, record, self._end) != len(record):
-                    raise OSError("the redo log was written in part")
-                self._end += len(record)
-                self.sequence += 1
-                return True
-        except OSError:
-            self._forget(texts)
-            raise
-        self._forget(texts)
-        return False
+        return _CHECKSUM.pack(xxhash.xxh3_64_intdigest(record, self._key)) + record
 
     def _forget(self, texts: list[str]) -> None:
         for sql in texts:
