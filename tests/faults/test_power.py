@@ -152,7 +152,7 @@ def test_a_power_cut_while_threads_work_leaves_what_was_synced(seed: int) -> Non
 
 
 @pytest.mark.torture
-@pytest.mark.parametrize("seed", range(_CUTS, _TORTURE_CUTS))
+@pytest.mark.parametrize("seed", range(_CUTS // 3, _TORTURE_CUTS))
 def test_a_thousand_power_cuts_while_threads_work_leave_what_was_synced(seed: int) -> None:
     cut_twice(seed, threads=True)
 
