@@ -53,6 +53,8 @@ class Disk:
         self.lock = threading.RLock()
         #: How many more effects the power lasts for.
         self.effects_left = 1 << 60
+        #: It was cut, and what is left of it is known.
+        self.is_over = False
         self._patch = pytest.MonkeyPatch()
         #: path -> what it may hold after a cut: contents (None: nothing), oldest first; the first
         #: is what was synced. A content has the inode that tells whether it is safe.
@@ -97,6 +99,11 @@ class Disk:
         self._patch.undo()
         apsw.set_default_vfs("unix")
         self._vfs.unregister()
+
+    @property
+    def is_dark(self) -> bool:
+        """Whether the power is gone, and nobody has looked yet at what it leaves."""
+        return self.effects_left < 0 and not self.is_over
 
     def effect(self) -> None:
         """Called before each change or sync of a file."""
@@ -154,6 +161,7 @@ class Disk:
                 for before in self._logs.get(str(path), []):
                     now = self._mixed(before, now)
                 (target / name).write_bytes(self._mixed(self._synced.get(str(path), b""), now))
+        self.is_over = True
 
     def _flip(self) -> bool:
         return self.random.random() < 0.5
@@ -265,6 +273,9 @@ class _File(apsw.VFSFile):
 
     def xSync(self, flags: int) -> None:  # noqa: N802
         with self._disk.lock:
+            if self._disk.is_dark:
+                # SQLite writes to the database what it takes for safe in its log.
+                raise PowerCutError
             super().xSync(flags)
-            if self._disk.effects_left >= 0 and self._path.endswith((".db", "-wal")):
+            if not self._disk.is_over and self._path.endswith((".db", "-wal")):
                 self._disk.synced_database(self._path)
