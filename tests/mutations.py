@@ -402,11 +402,6 @@ MUTATIONS = (
         "test_prune.py::test_what_is_named_held_or_under_way_is_no_garbage",
     ),
     Mutation(
-        11, "garbage that is named again is not uploaded again", _LEDGER,
-        "                elif was_garbage:\n", "                elif False:\n",
-        "test_prune.py::test_a_reader_of_an_old_state_does_not_make_garbage_look_clean",
-    ),
-    Mutation(
         11, "objects move before it is on the disk that they are garbage", _SWEEP,
         "        self._s._db.sync()\n        return condemned", "        return condemned",
         "test_prune.py::test_what_is_garbage_is_on_the_disk_before_its_object_moves",
