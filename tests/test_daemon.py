@@ -90,6 +90,15 @@ def test_what_was_written_is_there_after_the_next_mount(place: Place, fuse: str)
 
 
 @BOTH_BINDINGS
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change how far the kernel reads")
+def test_the_kernel_reads_whole_blocks_ahead(place: Place, fuse: str) -> None:
+    place.mount("--fuse", fuse)
+    device = os.stat(place.mnt).st_dev
+    told = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    assert told.read_text() == "1024\n"
+
+
+@BOTH_BINDINGS
 def test_evict_and_fetch_free_and_bring_back(place: Place, fuse: str) -> None:
     place.mount("--fuse", fuse)
     folder = place.mnt / "holiday"
