@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 # A limit may be passed by so much at a time; a shorter burst would leave fast links idle.
 _BURST_SECONDS = 0.25
+#: How often a transfer that waits looks whether it is still wanted.
+_LOOK_SECONDS = 0.5
 
 
 class RateLimit:
@@ -22,15 +24,33 @@ class RateLimit:
         """`bytes_per_second` of 0 is no limit."""
         self._clock = clock
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         # The lock guards everything below. Time up to which all that was taken is paid.
         self._bytes_per_second = bytes_per_second
         self._paid_until = clock()
+        #: Counts the changes of the limit.
+        self._changes = 0
 
     def set(self, bytes_per_second: int) -> None:
-        """Change the limit; who waits already keeps to the old one."""
+        """Change the limit, for those who wait as well."""
         with self._lock:
             self._bytes_per_second = bytes_per_second
             self._paid_until = self._clock()
+            self._changes += 1
+            self._changed.notify_all()
+
+    def wait(self, size_bytes: int, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Count a transfer, and wait until it may begin; or until `is_over`, looked at now and
+        then."""
+        while not is_over():
+            changes = self._changes
+            until = self._clock() + self.take(size_bytes)
+            with self._lock:
+                while self._changes == changes and not is_over():
+                    left = until - self._clock()
+                    if left <= 0:
+                        return
+                    self._changed.wait(min(left, _LOOK_SECONDS))
 
     def take(self, size_bytes: int) -> float:
         """Count a transfer; returns for how many seconds the caller is to wait before it."""

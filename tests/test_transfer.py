@@ -531,6 +531,31 @@ def test_no_limit_and_a_changed_limit() -> None:
     assert limit.take(1) == 0
 
 
+@pytest.mark.parametrize("limit_bytes", [0, 10**9])
+def test_a_changed_limit_counts_for_those_who_wait(limit_bytes: int) -> None:
+    """Else a mount whose uploads were held back for a while would go on waiting for an hour."""
+    limit = RateLimit(1)
+    limit.take(1_000_000)
+    waiters = [threading.Thread(target=limit.wait, args=(1_000_000,)) for _ in range(3)]
+    for waiter in waiters:
+        waiter.start()
+    limit.set(limit_bytes)
+    for waiter in waiters:
+        waiter.join(60)
+        assert not waiter.is_alive()
+
+
+def test_who_is_not_wanted_any_more_waits_for_no_limit() -> None:
+    limit = RateLimit(1)
+    limit.take(1_000_000)
+    stopping = threading.Event()
+    waiter = threading.Thread(target=limit.wait, args=(1_000_000, stopping.is_set))
+    waiter.start()
+    stopping.set()
+    waiter.join(60)
+    assert not waiter.is_alive()
+
+
 def test_a_moving_rate_forgets() -> None:
     clock = Clock()
     rate = MovingRate(5.0, clock)

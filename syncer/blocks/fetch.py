@@ -6,7 +6,6 @@ What is to happen with a fetched block is `blocks`' business.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -96,7 +95,7 @@ class Fetcher:
         """
         # One byte more than any block has, so that a longer object is noticed and not read.
         stored = self._get(block_id, urgent, codec.MAX_OBJECT_BYTES + 1)
-        time.sleep(self.limit.take(len(stored)))
+        self.limit.wait(len(stored))
         content = codec.decode_block(stored, block_id, self._seed)
         self._count(len(content), blocks=1, urgent_blocks=int(urgent))
         return content
@@ -108,7 +107,7 @@ class Fetcher:
         """
         asked_bytes = codec.MAX_HEADER_BYTES + pieces * codec.PIECE_BYTES
         stored = memoryview(self._get(block_id, urgent, asked_bytes))
-        time.sleep(self.limit.take(len(stored)))
+        self.limit.wait(len(stored))
         header = codec.decode_header(stored, block_id, self._seed)
         found = []
         for piece in range(min(pieces, len(header.digests))):

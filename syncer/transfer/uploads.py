@@ -243,7 +243,7 @@ class Uploads:
             self._blocks.distrust(block_id)
             raise
         object_bytes = len(header) + len(body)
-        self._stopping.wait(self.limit.take(object_bytes))
+        self.limit.wait(object_bytes, self._stopping.is_set)
         return object_bytes, self._remote.put(block_key(block_id), (header, body))
 
     def _finish(self, block_id: bytes, object_bytes: int, is_safe: bool) -> None:
