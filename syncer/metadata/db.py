@@ -26,7 +26,7 @@ from typing import Any
 
 import apsw
 
-from syncer.errors import AccessError, CorruptError, FormatError, LocalFullError, SyncerError
+from syncer.errors import CorruptError, FormatError, SyncerError
 from syncer.metadata import redo
 from syncer.metadata.connection import Reader, Row, connect, translate
 from syncer.metadata.schema import META_KEYS, SCHEMA, SCHEMA_VERSION, UPGRADES
@@ -139,7 +139,7 @@ class Database:
             begun = redo.RedoLog(self._log_path, key, sequence)
         except OSError as error:
             self._roll_back()
-            raise AccessError(f"{self._log_path}: {error.strerror}") from error
+            raise redo.failure(self._log_path, error) from error
         try:
             with self._translated():
                 self._connection.execute(_BEGIN_LOG, (key, sequence))
@@ -276,9 +276,7 @@ class Database:
                 self._roll_back()
                 if not isinstance(error, OSError):
                     raise
-                raise LocalFullError(
-                    f"{self._log_path} can't be written ({error}); free some space"
-                ) from error
+                raise redo.failure(self._log_path, error) from error
             if not is_kept:
                 self._commit()
 

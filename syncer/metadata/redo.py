@@ -26,6 +26,7 @@ shows in the number of rows that it changed.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,8 @@ from typing import Any, NamedTuple
 
 import msgpack  # type: ignore[import-untyped]
 import xxhash
+
+from syncer.errors import AccessError, LocalFullError, SyncerError
 
 Statement = tuple[str, Sequence[Any]]
 """SQL, and the values for its places."""
@@ -45,6 +48,7 @@ _MAX_RECORD_BYTES = 256 << 10
 #: takes some milliseconds, for which others wait.
 _GROUP_BYTES = 512 << 10
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CHECKSUM = struct.Struct("<Q")
 _HEAD = struct.Struct("<IIQ")  # length of what follows, rows changed, sequence number
 
@@ -92,7 +96,8 @@ class RedoLog:
             record = self._record(statements, changes, texts)
             if len(record) <= _MAX_RECORD_BYTES:
                 if os.pwrite(self._file, record, self._end) != len(record):
-                    raise OSError("the redo log was written in part")
+                    # As on a disk that has room for a part of it only.
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 self._end += len(record)
                 self.sequence += 1
                 is_added = True
@@ -135,6 +140,13 @@ class RedoLog:
         os.close(self._file)
         if remove:
             self._path.unlink(missing_ok=True)
+
+
+def failure(path: Path, error: OSError) -> SyncerError:
+    """Our error for one that writing the log at `path` met."""
+    if error.errno in _FULL:
+        return LocalFullError(f"{path} can't be written ({error.strerror}); free some space")
+    return AccessError(f"{path} can't be written: {error.strerror or error}")
 
 
 def read(path: Path, key: int, sequence: int) -> Iterator[Record]:
