@@ -145,3 +145,14 @@ def test_a_link_that_answers_nothing_is_not_waited_for_longer_than_the_limit() -
     window = Window()
     window.send(FIRST_BYTES)
     assert not window.wait_for_room(1, 0.05)
+
+
+def test_a_little_that_came_quickly_does_not_tell_that_much_more_will() -> None:
+    """Else what a fast line was asked for at first would look dead on one that became slow."""
+    now = 0.0
+    window = Window(lambda: now)
+    for _ in range(100):
+        sent = window.send(500)
+        now += 0.001
+        window.answered(sent, 500)
+    assert window.size_bytes <= 16 * 500

@@ -21,8 +21,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-FIRST_BYTES = 16384
-"""The window of a link that nothing is known about, and the least; at 1 KB/s it takes 16 s, and
+FIRST_BYTES = 4096
+"""The window of a link that nothing is known about, and the least; at 1 KB/s it takes 4 s, and
 `ssh` may show it as one."""
 MOST_BYTES = 256 << 20
 SECONDS = 4.0
@@ -31,7 +31,7 @@ CHUNKS = 4
 """Into how many requests a window is divided at least, so that answers come now and then."""
 GROWTH = 16
 """By how much the window grows at most with each round trip: from nothing to what fills any link in
-three or four."""
+four."""
 TELLING_BYTES = 64 << 10
 """With less under way, how long it took tells of the round trip only, and not of the rate."""
 LEAD_ROUND_TRIPS = 4
@@ -137,7 +137,9 @@ class Window:
         fitting_bytes = int(sent.under_way_bytes / seconds * SECONDS)
         if fitting_bytes > self._size_bytes:
             grown_bytes = self._size_bytes + (GROWTH - 1) * sent.size_bytes
-            self._size_bytes = min(grown_bytes, fitting_bytes, MOST_BYTES)
+            # Little that came quickly does not tell that much more will.
+            told_bytes = max(self._size_bytes, GROWTH * sent.under_way_bytes)
+            self._size_bytes = min(grown_bytes, told_bytes, fitting_bytes, MOST_BYTES)
         elif sent.at >= self._shrunk_at and seconds > 2 * round_trip_seconds:
             # What was sent before the last time is the same observation; and what took no longer
             # than a round trip, however little it was, says nothing against the link.
