@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import mmap
 import os
 import signal
@@ -321,6 +322,28 @@ def test_the_limit_of_the_last_mount_holds(place: Place) -> None:
 def test_status_without_a_target_shows_all_mounts(place: Place) -> None:
     place.mount()
     assert str(place.mnt) in run("status").stdout
+
+
+def test_a_mount_that_is_broken_does_not_hide_the_others(place: Place, tmp_path: Path) -> None:
+    place.mount()
+    (tmp_path / "other").mkdir()
+    other = Place(tmp_path / "other")
+    try:
+        other.mount()
+        pid = other.pid
+        other.data.rename(tmp_path / "moved away")
+        shown = run("status", expect=3)
+        assert str(place.mnt) in shown.stdout
+        assert f"{other.data} does not exist" in shown.stderr
+        assert [
+            state["mountpoint"]
+            for state in json.loads(run("status", "--json", expect=3).stdout)
+            if state["mountpoint"].startswith(str(tmp_path))
+        ] == [str(place.mnt)]
+    finally:
+        (tmp_path / "moved away").rename(other.data)
+        os.kill(pid, signal.SIGTERM)
+        wait_for(other.ended(pid), ENDS_WITHIN_SECONDS)
 
 
 def test_umount_can_wait_for_the_server(place: Place) -> None:

@@ -16,7 +16,7 @@ from syncer.commands import report
 from syncer.commands.moving import flush_folder
 from syncer.commands.target import ask, no_progress, resolve
 from syncer.config import SETTINGS, Config, setting_for
-from syncer.errors import MountError, TemporaryError, UsageError
+from syncer.errors import MountError, SyncerError, TemporaryError, UsageError
 from syncer.process import control, desktop, mounts
 from syncer.process.control import NoProcessError
 from syncer.process.folder import DataFolder
@@ -63,7 +63,7 @@ def umount(arguments: argparse.Namespace) -> int:
 def status(arguments: argparse.Namespace) -> int:
     """``syncer status``"""
     while True:
-        states = _states(arguments.target)
+        states, failure = _states(arguments.target)
         if arguments.json:
             shown: Any = states[0] if arguments.target else states
             text = json.dumps(shown, indent=None if arguments.watch else 2)
@@ -74,23 +74,33 @@ def status(arguments: argparse.Namespace) -> int:
                 text = _CLEAR_SCREEN + text
         print(text, flush=True)
         if not arguments.watch:
+            if failure is not None:
+                raise failure
             return 0
         time.sleep(_WATCH_SECONDS)
 
 
-def _states(target: str | None) -> list[dict[str, Any]]:
+def _states(target: str | None) -> tuple[list[dict[str, Any]], SyncerError | None]:
+    """What to show, and why that is not all: one mount that is broken does not hide the others."""
+    states: list[dict[str, Any]] = []
+    failure: SyncerError | None = None
     if target is not None:
         around = mounts.mount_around(Path(target))
         if around and around.at:
-            return [_view_state(around)]
-        states = [ask(resolve(target).folder, "status", no_progress)]
+            return [_view_state(around)], None
+        states.append(ask(resolve(target).folder, "status", no_progress))
     else:
-        states = [
-            _view_state(mount) if mount.at else ask(DataFolder(mount.data), "status", no_progress)
-            for mount in mounts.our_mounts(os.getuid())
-        ]
+        for mount in mounts.our_mounts(os.getuid()):
+            try:
+                if mount.at:
+                    states.append(_view_state(mount))
+                else:
+                    states.append(ask(DataFolder(mount.data), "status", no_progress))
+            except SyncerError as error:
+                failure = failure or error
     # Where nothing is mounted, this process has answered itself.
-    return [{**state, "pid": 0} if state["pid"] == os.getpid() else state for state in states]
+    here = os.getpid()
+    return [{**state, "pid": 0} if state["pid"] == here else state for state in states], failure
 
 
 def _view_state(mount: mounts.Mount) -> dict[str, Any]:
