@@ -29,6 +29,7 @@ Piece = Callable[[System, measure.Book], None]
 LOOPBACK: dict[Piece, set[str]] = {
     files.first_listing: {"first-ls", "memory"},
     large.large_file: {"write-1m", "upload", "read-again", "read-random", "cold-read"},
+    large.held_back_file: {"upload-local"},
     large.synced_file: {"write-sync"},
     large.small_writes: {"write-4k", "write-128"},
     files.small_files: {"create-4k", "small-upload", "stat", "read-small", "rename", "unlink"},
@@ -46,7 +47,7 @@ WAN: dict[Piece, set[str]] = {
 #: Measured in the first round only: it takes minutes, and hardly varies.
 ONCE = (files.first_listing,)
 REFERENCES = {"scp": references.scp, "raw TCP": references.raw_tcp}
-REFERENCE_ROWS = {"upload", "cold-read", "photos-whole"}
+REFERENCE_ROWS = {"upload", "upload-local", "cold-read", "photos-whole"}
 
 
 def main() -> int:
@@ -136,20 +137,20 @@ class Run:
     def _round(self, number: int, systems: list[System]) -> None:
         if self._wants_references:
             for name, refer in REFERENCES.items():
-                self._tried(name, name, partial(refer, self._place, self._book(name)))
+                self._tried(name, name, partial(refer, self._place, self._book(name, number)))
         for piece in self._pieces:
             if number and piece in ONCE:
                 continue
             for system in systems:
-                act = partial(piece, system, self._book(system.name))
+                act = partial(piece, system, self._book(system.name, number))
                 self._tried(system.name, piece.__name__, act)
 
-    def _book(self, column: str) -> measure.Book:
+    def _book(self, column: str, number: int) -> measure.Book:
         def record(key: str, value: float) -> None:
             if key in self._wanted:
                 self._results.add(key, column, value)
 
-        return measure.Book(self._sizes, record)
+        return measure.Book(self._sizes, record, number)
 
     def _tried(self, name: str, what: str, act: Callable[[], None]) -> bool:
         """Do something; a failure is shown at once and at the end, and the others go on."""

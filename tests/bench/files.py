@@ -16,7 +16,6 @@ from .measure import (
     Book,
     Stopwatch,
     check,
-    content,
     drop_page_cache,
     per_second,
     read_file,
@@ -38,7 +37,7 @@ def make_small_files(system: System, book: Book) -> dict[Path, bytes]:
     folder = system.mountpoint / "small"
     folder.mkdir()
     contents = {
-        folder / f"file{number:05}": content(f"file{number:05}", BLOCK)
+        folder / f"file{number:05}": book.content(f"file{number:05}", BLOCK)
         for number in range(small_file_count(system, book))
     }
     made: dict[Path, bytes] = {}

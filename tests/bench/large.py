@@ -6,6 +6,8 @@ import os
 import random
 import shutil
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .measure import (
@@ -15,7 +17,6 @@ from .measure import (
     Book,
     Stopwatch,
     check,
-    content,
     drop_page_cache,
     make_cold,
     per_second,
@@ -23,15 +24,16 @@ from .measure import (
     small_file_count,
     write_file,
 )
-from .systems import System
+from .systems import Syncer, System
 
 HEAD_BYTES = 65536
+FLUSH_STARTS_WITHIN_SECONDS = 1.0
 
 
 def large_file(system: System, book: Book) -> None:
     """Write, read again, read at random, and read when the local disk has nothing of it."""
     size = book.sizes.large_bytes
-    data = content("large", size)
+    data = book.content("large", size)
     path = system.mountpoint / "large"
     os.sync()
     watch = Stopwatch()
@@ -59,10 +61,34 @@ def large_file(system: System, book: Book) -> None:
     path.unlink()
 
 
+def held_back_file(system: System, book: Book) -> None:
+    """Upload a file that lies on the local disk already, which is where scp begins.
+
+    The time goes from the command that lets uploads go until `flush`, which waits, returns.
+    """
+    if not isinstance(system, Syncer):
+        return
+    size = book.sizes.large_bytes
+    path = system.mountpoint / "held back"
+    system.hold_uploads()
+    write_file(path, book.content("held back", size), MIB)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(system.wait_uploaded)
+        time.sleep(FLUSH_STARTS_WITHIN_SECONDS)
+        watch = Stopwatch()
+        system.let_uploads_go()
+        waiting.result()
+    book.record("upload-local", size / 1e6 / watch.seconds())
+    system.check_uploaded()
+    system.forget_local()
+    check(read_file(path) == book.content("held back", size), system, "the uploaded file differs")
+    path.unlink()
+
+
 def synced_file(system: System, book: Book) -> None:
     """Write a large file, to be power-safe before it is closed."""
     size = book.sizes.large_bytes
-    data = content("synced", size)
+    data = book.content("synced", size)
     path = system.mountpoint / "synced"
     os.sync()
     watch = Stopwatch()
@@ -98,7 +124,7 @@ def small_writes(system: System, book: Book) -> None:
         ("write-4k", "pieces", size // BLOCK, BLOCK, BLOCK / 1e6),
         ("write-128", "crumbs", book.sizes.tiny_writes, 128, 1e-3),
     ):
-        data = content(key, count * piece)
+        data = book.content(key, count * piece)
         os.sync()
         file = system.mountpoint / path
         watch = Stopwatch()
@@ -116,7 +142,7 @@ def photos(system: System, book: Book) -> None:
     folder.mkdir()
     size = book.sizes.photo_bytes
     contents = {
-        folder / f"IMG_{number:04}.jpg": content(number, size)
+        folder / f"IMG_{number:04}.jpg": book.content(number, size)
         for number in range(book.sizes.photos)
     }
     for path, data in contents.items():
@@ -161,7 +187,7 @@ def latency(system: System, book: Book) -> None:
         return
     mount = system.mountpoint
     cold, local, folder = mount / "cold", mount / "local", mount / "names"
-    data = content("cold", book.sizes.large_bytes)
+    data = book.content("cold", book.sizes.large_bytes)
     cold.write_bytes(data)
     folder.mkdir()
     names = [folder / str(number) for number in range(small_file_count(system, book))]
@@ -169,7 +195,7 @@ def latency(system: System, book: Book) -> None:
         name.touch()
     system.wait_uploaded()
     system.forget_local()
-    near = content("local", book.sizes.large_bytes // 2)
+    near = book.content("local", book.sizes.large_bytes // 2)
     local.write_bytes(near)
     drop_page_cache()
     loads = [

@@ -29,6 +29,7 @@ ROWS = (
     Row("read-again", "read again, page cache dropped", "MB/s", 1.2),
     Row("read-random", "random 4 KiB reads, local", "/s", 1.5),
     Row("upload", "large file written and on the server", "MB/s", 1.0, "scp"),
+    Row("upload-local", "upload of a large file that lies here", "MB/s", 1.0, "scp"),
     Row("cold-read", "cold sequential read from the server", "MB/s", 1.3),
     Row("create-4k", "create + write 4 KiB files", "/s", 2.0),
     Row("small-upload", "2,000 such files made and on the server", "s", less_is_better=True),

@@ -197,6 +197,12 @@ class Syncer(Mounted):
     def wait_uploaded(self) -> None:
         self._run("flush", "mnt", "--timeout", str(UPLOADS_WITHIN_SECONDS))
 
+    def hold_uploads(self) -> None:
+        self._run("config", "mnt", "upload_limit", "10K")
+
+    def let_uploads_go(self) -> None:
+        self._run("config", "mnt", "upload_limit", "0")
+
     def check_uploaded(self) -> None:
         if not json.loads(self._run("status", "mnt", "--json"))["safe"]:
             raise WorkError("syncer: flush has returned, and not everything is on the server")
