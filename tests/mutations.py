@@ -272,6 +272,17 @@ MUTATIONS = (
         "test_remote_sftp.py::test_a_frozen_server_is_noticed_within_the_limit",
     ),
     Mutation(
+        7, "who is killed goes on waiting for a writer", "vfs/filelock.py",
+        "if self._is_abandoned():", "if False:",
+        "faults/test_network.py::test_a_signal_ends_the_wait_for_a_writer_that_waits",
+    ),
+    Mutation(
+        5, "the round waits for those who wait for a block", _COMMITTER,
+        "time.monotonic() + _PATIENCE_SECONDS", "1e9",
+        "faults/test_network.py::"
+        "test_who_waits_for_a_block_keeps_nothing_else_from_becoming_power_safe",
+    ),
+    Mutation(
         8, "a segment that a crash let it forget is not adopted", _PUBLISH,
         "        self._commit(publication.key, publication.last)\n", "",
         "test_exchange.py::test_what_is_published_is_cloned",
@@ -353,6 +364,12 @@ MUTATIONS = (
         9, "a former writer does not look after its segment", _PUBLISH,
         "        check_writer()\n        self._commit(", "        self._commit(",
         "test_exchange.py::test_a_segment_that_comes_too_late_is_a_branch",
+    ),
+    Mutation(
+        9, "an empty claim counts, and nobody passes it over", "exchange/writers.py",
+        "if not data and may_be_empty:", "if False:",
+        "test_exchange.py::"
+        "test_an_empty_claim_is_passed_over_and_its_maker_displaced_should_it_live",
     ),
     Mutation(
         5, "doing a group again needs room on the disk", "metadata/connection.py",
