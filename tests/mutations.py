@@ -170,6 +170,12 @@ MUTATIONS = (
         "test_blocks.py::test_a_block_that_is_nowhere_is_missing",
     ),
     Mutation(
+        4, "what was read counts as verified because a later file is", _STORE,
+        "if content is None or (was_verified and self.cache.is_verified(block_id)):",
+        "if content is None or self.cache.is_verified(block_id):",
+        "test_blocks.py::test_who_reads_a_damaged_copy_while_another_mends_it_gets_no_damaged_byte",
+    ),
+    Mutation(
         4, "local files are not verified", _STORE,
         "return fits and codec.block_id(content, self.seed) == block_id", "return fits",
         "test_blocks.py::test_a_damaged_local_copy_is_fetched_again_and_set_aside",
