@@ -322,13 +322,6 @@ MUTATIONS = (
         _SEGMENTS_POWER,
     ),
     Mutation(
-        8, "what local segment files name goes before there are new ones", _COMMITTER,
-        "            try:\n                self._journal(newest)\n",
-        "            self._blocks.collect()\n"
-        "            try:\n                self._journal(newest)\n",
-        _SEGMENTS_POWER,
-    ),
-    Mutation(
         8, "small rewrites are taken for those of any epoch", "exchange/journal.py",
         "if epoch <= newest), default=0", "), default=0", _SEGMENTS_POWER,
     ),
