@@ -6,7 +6,7 @@
     |   |-- OfflineError        the remote can't be reached, or made no progress in time
     |   |-- RemoteFullError     the remote has no room
     |   |-- LocalFullError      the local limit or the disk's floor leaves no room
-    |   `-- AbandonedError      the program that waited was killed
+    |   `-- AbandonedError      nobody waits for it any more
     |-- PermanentError          repeating the call changes nothing; a person must act
     |   |-- UsageError          wrong arguments or settings
     |   |-- AccessError         the remote or the disk refuses (permission, read-only)

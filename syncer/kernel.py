@@ -39,6 +39,9 @@ _REQUESTS = {
 #: What the kernel holds may be much, and storing it may wait for room.
 _HAND_OVER_SECONDS = 60.0
 _SIGKILL_BIT = 1 << (signal.SIGKILL - 1)
+#: In /proc/PID/stat, behind the name.
+_FLAGS_FIELD, _EXIT_CODE_FIELD = 6, 49
+_PF_EXITING = 4
 
 
 def is_dying(thread_id: int) -> bool:
@@ -56,7 +59,21 @@ def is_dying(thread_id: int) -> bool:
     except OSError:
         return _is_gone(thread_id)
     pending = re.findall(r"^(?:SigPnd|ShdPnd):\s*([0-9a-f]+)", status, re.MULTILINE)
-    return any(int(mask, 16) & _SIGKILL_BIT for mask in pending)
+    return any(int(mask, 16) & _SIGKILL_BIT for mask in pending) or _is_ending(thread_id)
+
+
+def _is_ending(thread_id: int) -> bool:
+    """Whether a signal has ended the thread, and it is about to close its files: then none is
+    pending any more. What ends by itself waits for these: whoever calls it takes that for done.
+
+    The flags and the exit code of proc(5), /proc/PID/stat; the latter is 0 if it may not be seen.
+    """
+    try:
+        fields = Path(f"/proc/{thread_id}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return _is_gone(thread_id)
+    is_exiting = int(fields[_FLAGS_FIELD]) & _PF_EXITING
+    return bool(is_exiting and os.WIFSIGNALED(int(fields[_EXIT_CODE_FIELD])))
 
 
 def _is_gone(thread_id: int) -> bool:

@@ -170,6 +170,12 @@ MUTATIONS = (
         "test_blocks.py::test_a_block_that_is_nowhere_is_missing",
     ),
     Mutation(
+        4, "what was read counts as verified because a later file is", _STORE,
+        "if content is None or (was_verified and self.cache.is_verified(block_id)):",
+        "if content is None or self.cache.is_verified(block_id):",
+        "test_blocks.py::test_who_reads_a_damaged_copy_while_another_mends_it_gets_no_damaged_byte",
+    ),
+    Mutation(
         4, "local files are not verified", _STORE,
         "return fits and codec.block_id(content, self.seed) == block_id", "return fits",
         "test_blocks.py::test_a_damaged_local_copy_is_fetched_again_and_set_aside",
@@ -272,6 +278,17 @@ MUTATIONS = (
         "test_remote_sftp.py::test_a_frozen_server_is_noticed_within_the_limit",
     ),
     Mutation(
+        7, "who is killed goes on waiting for a writer", "vfs/filelock.py",
+        "if self._is_abandoned():", "if False:",
+        "faults/test_network.py::test_a_signal_ends_the_wait_for_a_writer_that_waits",
+    ),
+    Mutation(
+        5, "the round waits for those who wait for a block", _COMMITTER,
+        "time.monotonic() + _PATIENCE_SECONDS", "1e9",
+        "faults/test_network.py::"
+        "test_who_waits_for_a_block_keeps_nothing_else_from_becoming_power_safe",
+    ),
+    Mutation(
         8, "a segment that a crash let it forget is not adopted", _PUBLISH,
         "        self._commit(publication.key, publication.last)\n", "",
         "test_exchange.py::test_what_is_published_is_cloned",
@@ -302,13 +319,6 @@ MUTATIONS = (
         "            self._blocks.sync_all()\n            if newest",
         "            self._journal(newest)\n"
         "            self._blocks.sync_all()\n            if newest",
-        _SEGMENTS_POWER,
-    ),
-    Mutation(
-        8, "what local segment files name goes before there are new ones", _COMMITTER,
-        "            try:\n                self._journal(newest)\n",
-        "            self._blocks.collect()\n"
-        "            try:\n                self._journal(newest)\n",
         _SEGMENTS_POWER,
     ),
     Mutation(
@@ -353,6 +363,12 @@ MUTATIONS = (
         9, "a former writer does not look after its segment", _PUBLISH,
         "        check_writer()\n        self._commit(", "        self._commit(",
         "test_exchange.py::test_a_segment_that_comes_too_late_is_a_branch",
+    ),
+    Mutation(
+        9, "an empty claim counts, and nobody passes it over", "exchange/writers.py",
+        "if not data and may_be_empty:", "if False:",
+        "test_exchange.py::"
+        "test_an_empty_claim_is_passed_over_and_its_maker_displaced_should_it_live",
     ),
     Mutation(
         5, "doing a group again needs room on the disk", "metadata/connection.py",

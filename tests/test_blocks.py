@@ -9,6 +9,7 @@ import random
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -413,6 +414,26 @@ def test_a_damaged_local_copy_is_fetched_again_and_set_aside(rig: Rig) -> None:
     assert rig.blocks.read(block_id, 0, 100) == content(1)[:100]
     assert rig.path(block_id).read_bytes() == content(1)
     assert [path.name for path in (rig.folder / "blocks" / "damaged").iterdir()] == [block_id.hex()]
+    rig.check()
+
+
+def test_who_reads_a_damaged_copy_while_another_mends_it_gets_no_damaged_byte(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block_id = rig.write_clean(content(1))
+    rig.damage(block_id)
+    read_file = rig.blocks._read_file
+
+    def read_slowly(block_id: bytes) -> bytes | None:
+        monkeypatch.undo()
+        found = read_file(block_id)
+        assert found != content(1)
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(rig.blocks.get, block_id).result(30) == content(1)
+        return found
+
+    monkeypatch.setattr(rig.blocks, "_read_file", read_slowly)
+    assert rig.blocks.get(block_id) == content(1)
     rig.check()
 
 

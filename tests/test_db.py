@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -70,3 +71,14 @@ def test_what_the_log_overwrites_next_is_read_ahead(db: Database) -> None:
         await_cached(file, 3 << 20)
     finally:
         os.close(file)
+
+
+def test_closing_it_twice_closes_no_file_of_others(db: Database, tmp_path: Path) -> None:
+    write(db, 1)
+    db.close()
+    # They get the numbers that its own files had.
+    with contextlib.ExitStack() as files:
+        others = [files.enter_context(open(tmp_path / f"{n}", "wb")) for n in range(4)]
+        db.close()
+        for other in others:
+            os.fstat(other.fileno())

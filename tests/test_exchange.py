@@ -1059,6 +1059,51 @@ def test_a_claim_that_its_machine_left_behind_is_passed_over(
     assert phone.meta("generation") == 3
 
 
+def test_an_empty_claim_is_passed_over_and_its_maker_displaced_should_it_live(
+    laptop: Machine, machines: Callable[[str], Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that has neither hard links nor a rename that does not replace."""
+    laptop.epoch(b"a")
+    laptop.publish()
+    desktop, phone, slow = machines("desktop"), machines("phone"), machines("slow")
+    laptop.remote.create("writers/00000002", b"")
+    with pytest.raises(DisplacedError, match="another computer"):
+        laptop.exchange.check_writer()
+    follow = Exchange.follow
+
+    def wake_up(exchange: Exchange) -> object:
+        # What it had begun is done now: the claim has its content.
+        monkeypatch.undo()
+        body = encode_json(uuid=slow.meta("uuid"), machine=slow.meta("machine"), name="slow")
+        laptop.remote.put("writers/00000002", body)
+        return follow(exchange)
+
+    monkeypatch.setattr(Exchange, "follow", wake_up)
+    desktop.exchange.take_over()
+    desktop.epoch(b"b")
+    desktop.publish()
+    phone.exchange.follow()
+    assert phone.names() == {b"a", b"b"}
+    assert phone.meta("generation") == 3
+    with pytest.raises(DisplacedError):
+        Writers(laptop.remote, read_repository(laptop.remote)).settle(2, 1, 1, "")
+
+
+@pytest.mark.parametrize("key", ["writers/00000001", "writers/00000002"])
+def test_a_claim_that_counts_and_is_empty_is_damage(
+    laptop: Machine, machines: Callable[[str], Machine], key: str
+) -> None:
+    laptop.epoch(b"a")
+    laptop.publish()
+    desktop, phone = machines("desktop"), machines("phone")
+    desktop.exchange.take_over()
+    desktop.epoch(b"b")
+    desktop.publish()
+    laptop.remote.put(key, b"")
+    with pytest.raises(CorruptError, match=key):
+        phone.exchange.take_over()
+
+
 def test_a_machine_whose_numbers_are_taken_gets_others(
     laptop: Machine, machines: Callable[[str], Machine]
 ) -> None:

@@ -15,7 +15,7 @@ from syncer.errors import (
     RemoteFullError,
     TemporaryError,
 )
-from syncer.remote import State, open_remote
+from syncer.remote import State, local, open_remote
 from syncer.remote.base import FOLDERS, Remote
 from tests.remote_contract import RemoteContract
 
@@ -201,15 +201,42 @@ def test_a_full_disk_shows_in_the_state_until_something_was_stored(
     assert remote.health.report().state is State.ONLINE
 
 
-def test_creation_is_exclusive_without_hard_links_too(
-    remote: Remote, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(source: Path, target: Path) -> None:
-        raise OSError(errno.EPERM, "no hard links here")
+class Killed(BaseException):
+    """The process dies here."""
 
-    monkeypatch.setattr(os, "link", fail)
+
+def _refuse(*_: object) -> None:
+    raise OSError(errno.EPERM, "not on this disk")
+
+
+@pytest.mark.parametrize("renames_exclusively", [True, False])
+def test_creation_is_exclusive_without_hard_links_too(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch, renames_exclusively: bool
+) -> None:
+    monkeypatch.setattr(os, "link", _refuse)
+    if not renames_exclusively:
+        monkeypatch.setattr(local, "_rename_to_free_name", lambda *_: False)
     remote.create("writers/000001", b"first")
     with pytest.raises(ExistsError):
         remote.create("writers/000001", b"second")
     assert remote.get("writers/000001") == b"first"
     assert list(remote.list("tmp")) == []
+
+
+def test_who_dies_in_a_creation_without_hard_links_leaves_it_whole_or_not_at_all(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(os, "link", _refuse)
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "_rename_to_free_name", die)
+        with pytest.raises(Killed):
+            remote.create("writers/000001", b"first")
+    assert list(remote.list("writers")) == []
+    # And with the second best, there is no step between none and all of it.
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", die)
+        remote.create("writers/000001", b"second")
+    assert remote.get("writers/000001") == b"second"

@@ -39,7 +39,7 @@ class Budget:
         self, folder: Path, limit_bytes: int, min_free_bytes: int, timeout_seconds: float = 30.0
     ) -> None:
         self.wanted = threading.Event()
-        #: Tells whether the program on whose behalf the calling thread waits is being killed.
+        #: Tells whether the calling thread waits in vain, as for a program that is being killed.
         self.is_abandoned: Callable[[], bool] = lambda: False
         self._folder = folder
         self._timeout_seconds = timeout_seconds
@@ -62,7 +62,7 @@ class Budget:
         """Set room aside, and wait for it if need be.
 
         Raises LocalFullError if nothing was freed or uploaded for the time limit: waiting longer
-        would not help. Raises AbandonedError if the program that waits is being killed.
+        would not help. Raises AbandonedError if the caller waits in vain.
         """
         began = time.monotonic()
         with self._changed:
@@ -76,7 +76,7 @@ class Budget:
                     if self._closed or remaining <= 0:
                         raise LocalFullError(self._why())
                     if self.is_abandoned():
-                        raise AbandonedError("the program that waited was killed")
+                        raise AbandonedError("nobody waits for this room any more")
                     self.wanted.set()
                     self._changed.wait(min(remaining, _WAIT_SECONDS))
             finally:

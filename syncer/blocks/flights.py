@@ -40,7 +40,7 @@ class Flights:
     ) -> None:
         """`threads` download for those who wait; more than `crowd` may wait only while the
         remote keeps delivering. `why_away` says why it is known not to answer, "" if it does."""
-        #: Tells whether the program on whose behalf the calling thread waits is being killed.
+        #: Tells whether the calling thread waits in vain, as for a program that is being killed.
         self.is_abandoned: Callable[[], bool] = lambda: False
         self._why_away = why_away
         self._max_threads = threads
@@ -76,9 +76,9 @@ class Flights:
     def wait_for(self, block_id: bytes, work: Work) -> Buffer:
         """The result of `work`, done once for all who ask meanwhile; they share its failure.
 
-        Raises what `work` raises; AbandonedError if the caller's program is being killed, and
-        OfflineError if too many wait and nothing moves, or if the remote is away and the download
-        has not begun. It goes on all the same.
+        Raises what `work` raises; AbandonedError if the caller waits in vain, and OfflineError if
+        too many wait and nothing moves, or if the remote is away and the download has not begun.
+        It goes on all the same.
         """
         with self._changed:
             self._waiting += 1
@@ -99,7 +99,7 @@ class Flights:
 
     def _check_patience(self, flight: Future[Buffer]) -> None:
         if self.is_abandoned():
-            raise AbandonedError("the program that waited was killed")
+            raise AbandonedError("nobody waits for this block any more")
         if not flight.running() and not flight.done() and (reason := self._why_away()):
             raise OfflineError(reason)
         with self._changed:

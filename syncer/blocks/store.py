@@ -215,9 +215,12 @@ class Blocks(Ledger):
         A file is verified when this process uses it for the first time. A damaged one is set
         aside; but not that of a dirty block, of which it may be the only copy.
         """
+        was_verified = self.cache.is_verified(block_id)
         stamp = self.cache.stamp(block_id)
         content = self._read_file(block_id)
-        if content is None or self.cache.is_verified(block_id):
+        # Before and after: while a damaged file is read, another thread may put a good one in its
+        # place, and verify that.
+        if content is None or (was_verified and self.cache.is_verified(block_id)):
             return content
         if self._matches(block_id, content):
             self.cache.set_verified(block_id, stamp)

@@ -17,6 +17,8 @@ a branch, which readers ignore.
 Until a claim has its start, nobody knows where the former generation ends; readers wait. A
 machine that dies in between leaves a claim that the next one simply passes over. The chain is
 therefore read backwards, from the newest start through the generations that each goes on from.
+Some disks can't create a whole file exclusively (`Remote.create`). A death leaves an empty claim
+there, which is passed over in the same way: nobody's, unless its maker lives, and is displaced.
 """
 
 from __future__ import annotations
@@ -61,6 +63,7 @@ class Claim:
     """That a machine wants to be, or is, the writer of a generation."""
 
     generation: int
+    #: 0: it is empty, and nobody knows.
     machine: int
     name: str
 
@@ -252,8 +255,9 @@ class Writers:
             generation = int(match[1])
             if match[2] and generation not in self._starts:
                 self._starts[generation] = self._read_start(generation)
-            elif not match[2] and generation not in self._claims:
-                self._claims[generation] = self._read_claim(generation)
+            elif not match[2] and not self._is_read(generation):
+                has_start = f"{name}.start" in names
+                self._claims[generation] = self._read_claim(generation, may_be_empty=not has_start)
         if self._until is not None:
             links = tuple(link for link in self._links() if link.generation <= self._until)
             return Chain(self._claims.get(self._until), links)
@@ -280,9 +284,14 @@ class Writers:
             generation, end = previous, after
         return tuple(reversed(links))
 
-    def _read_claim(self, generation: int) -> Claim:
+    def _is_read(self, generation: int) -> bool:
+        return generation in self._claims and self._claims[generation].machine != 0
+
+    def _read_claim(self, generation: int, *, may_be_empty: bool = False) -> Claim:
         key = _key(generation)
         data = self._remote.get(key, 0, MAX_JSON_BYTES + 1)
+        if not data and may_be_empty:
+            return Claim(generation, 0, "another computer")
         machine, identity, name = decode_json(data, key, ("machine",), ("uuid", "name"))
         self._check_uuid(key, identity)
         return Claim(generation, machine, name)
@@ -321,7 +330,7 @@ class Writers:
         try:
             self._remote.create(_key(generation), body)
         except ExistsError:
-            winner = self._read_claim(generation)
+            winner = self._read_claim(generation, may_be_empty=True)
             raise DisplacedError(f"{winner.name} has taken over at the same time") from None
         return Claim(generation, machine, name)
 

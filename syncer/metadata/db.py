@@ -461,7 +461,7 @@ class Database:
         )
 
     def close(self) -> None:
-        """Commit and close. The database must not be used afterwards."""
+        """Commit and close; once more does nothing. The database must not be used afterwards."""
         with self.lock:
             is_committed = False
             try:
@@ -471,6 +471,7 @@ class Database:
                 log.warning("what was not committed stays in %s: %s", self._log_path, error)
             if self._log is not None:
                 self._log.close(remove=is_committed)
+                self._log = None
             if self._wal is not None:
                 self._wal.close()
                 self._wal = None

@@ -12,12 +12,17 @@ One round, and what a power cut after each step leaves:
 6. what is superseded is unlinked       a file without a row, which the next sweep removes
 
 fsync takes steps 1, 3 and 4 for one file, at once.
+
+A file whose buffers can't be sealed at once, because that needs a block from the server, or room,
+or because one of its writers waits for these, is left to a later round: it must not keep the others
+from becoming power-safe.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from syncer.blocks.store import Blocks
@@ -30,6 +35,8 @@ log = logging.getLogger(__name__)
 
 #: The WAL is copied into the database when it is larger than this.
 _WAL_BYTES = 16 << 20
+#: A round waits no longer than that for what open files need.
+_PATIENCE_SECONDS = 1.0
 
 
 class Committer:
@@ -55,6 +62,8 @@ class Committer:
         self._journal = journal
         self._stopping = threading.Event()
         self._round_lock = threading.Lock()
+        #: Of the thread that holds the lock: when it leaves what does not go on.
+        self._patience = threading.local()
         self._thread = threading.Thread(target=self._run, name="syncer-committer", daemon=True)
         #: The error of the last round in words, "" if it went well; `status` shows it.
         self.error = ""
@@ -72,7 +81,7 @@ class Committer:
     def _run(self) -> None:
         while not self._stopping.wait(self._interval_seconds):
             try:
-                self.round()
+                self.round(waits=False)
             except SyncerError as error:
                 # The next round tries again; status shows it meanwhile.
                 self.error = str(error)
@@ -81,14 +90,28 @@ class Committer:
                 self.error = "changes could not be made power-safe; see the log"
                 log.exception("the committer's round failed")
 
-    def round(self, *, seal: bool = False) -> None:
+    def is_out_of_patience(self) -> bool:
+        """Whether the calling thread is at a round, and has waited long enough for open files."""
+        return time.monotonic() > getattr(self._patience, "until", float("inf"))
+
+    def _flush_what_goes_on(self, *, seal: bool) -> None:
+        self._patience.until = time.monotonic() + _PATIENCE_SECONDS
+        try:
+            self._vfs.files.flush_all(seal=seal)
+        finally:
+            del self._patience.until
+
+    def round(self, *, seal: bool = False, waits: bool = True) -> None:
         """Make everything that was written so far power-safe, and close the epoch.
 
-        With `seal`, small rewrites become blocks as well, to be uploaded.
+        With `seal`, small rewrites become blocks as well, to be uploaded. With `waits`, this waits
+        for what open files need first, and holds up no other round by that.
         """
+        if waits:
+            self._vfs.files.flush_all(seal=seal)
         with self._round_lock:
             self._vfs.hidden.let_go()
-            self._vfs.files.flush_all(seal=seal)
+            self._flush_what_goes_on(seal=seal)
             # What was saved now shows since it was written; nobody has to be told again.
             self._vfs.take_stale_paths()
             newest = self._epochs.close()

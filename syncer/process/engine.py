@@ -311,8 +311,11 @@ class Engine:
 
     def set_abandoned_probe(self, is_abandoned: Callable[[], bool]) -> None:
         """See `mount.Host`."""
-        self._fetcher.flights.is_abandoned = is_abandoned
-        self._cache.budget.is_abandoned = is_abandoned
+
+        def may_leave() -> bool:
+            return self._committer.is_out_of_patience() or is_abandoned()
+
+        self._fetcher.flights.is_abandoned = self._cache.budget.is_abandoned = may_leave
 
     def remote_capacity(self) -> tuple[int, int] | None:
         """See `mount.Host`. Never waits: the remote is asked in the background, now and then."""

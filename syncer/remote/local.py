@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat as modes
@@ -24,8 +25,15 @@ from .files import FileRemote, Files, FileStatus, NewFile, Result
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """What link(2) says on file systems that have none, such as exFAT on an external disk."""
 
+NO_EXCLUSIVE_RENAME = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What renameat2(2) says on file systems that can't rename without replacing."""
+
 NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 """What fsync(2) says of folders on file systems that sync files only, as some network mounts."""
+
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+_libc = ctypes.CDLL(None, use_errno=True)
 
 KINDS: dict[int, type[SyncerError]] = {
     errno.ENOENT: MissingError,
@@ -185,12 +193,26 @@ def _move_to_free_name(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in NO_HARD_LINKS:
             raise
-        # The second best: claim the name, then replace the claim. A crash in between leaves an
-        # empty object, never one of somebody else's replaced.
-        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
-        os.replace(source, target)
+        if not _rename_to_free_name(source, target):
+            # The third best: claim the name, then replace the claim. A crash in between leaves an
+            # empty object, never one of somebody else's replaced.
+            os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+            os.replace(source, target)
     else:
         source.unlink()
+
+
+def _rename_to_free_name(source: Path, target: Path) -> bool:
+    """Rename without replacing; False where kernel, C library or file system can't do that."""
+    if not hasattr(_libc, "renameat2"):
+        return False
+    names = os.fsencode(source), os.fsencode(target)
+    if _libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_NOREPLACE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in NO_EXCLUSIVE_RENAME:
+        return False
+    raise OSError(number, os.strerror(number))
 
 
 def _sync_folder(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from syncer.blocks.heads import HEAD_BYTES
 from syncer.blocks.store import Blocks
 from syncer.codec import BLOCK_BYTES, HOLE
-from syncer.errors import CorruptError, MissingError, SyncerError
+from syncer.errors import AbandonedError, CorruptError, MissingError, SyncerError
 from syncer.metadata.contents import Contents
 from syncer.metadata.node import Node
 from syncer.metadata.tree import Tree
@@ -363,9 +363,13 @@ class Files:
         return count
 
     def flush(self, handle: int) -> None:
-        """A descriptor of the file is closed: what was written must survive our death."""
-        file = self._handle(handle).file
-        if file.dirty_since_ns is not None:
+        """A descriptor of the file is closed: what was written must survive our death.
+
+        Who only read does not wait for those who write.
+        """
+        opened = self._handle(handle)
+        file = opened.file
+        if opened.is_writable and file.dirty_since_ns is not None:
             file.flush()
         self._tell_of_pages(file)
 
@@ -391,7 +395,7 @@ class Files:
             return False
         is_gone = False
         try:
-            if file.dirty_since_ns is not None:
+            if opened.is_writable and file.dirty_since_ns is not None:
                 file.flush()
         finally:
             with self.lock:
@@ -425,7 +429,8 @@ class Files:
             self._tree.set_atime(node.id, now)
 
     def flush_all(self, *, seal: bool) -> None:
-        """Commit what open files hold in buffers. A file that can't be committed now stays.
+        """Commit what open files hold in buffers. A file that can't be committed now stays, and so
+        does one for which the calling thread has waited long enough.
 
         Without `seal`, small rewrites become patches, and blocks only after a while.
         """
@@ -436,6 +441,8 @@ class Files:
             self.forget(file.node_id)
             try:
                 file.flush(seal=seal or file.is_due(_PATCH_NS))
+            except AbandonedError:
+                log.debug("an open file (node %d) is left to a later round", file.node_id)
             except SyncerError as error:
                 log.warning("an open file (node %d) is not saved yet: %s", file.node_id, error)
             with self.lock:

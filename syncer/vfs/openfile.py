@@ -16,7 +16,6 @@ Rules that keep a crash from showing anything but old or new content per block:
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 from syncer.blocks.store import Blocks
@@ -26,6 +25,7 @@ from syncer.metadata.contents import RUN_BLOCKS, Contents
 from syncer.metadata.node import Node
 from syncer.metadata.tree import Tree
 from syncer.vfs.buffers import Buffer, Shared
+from syncer.vfs.filelock import FileLock
 from syncer.vfs.patchlog import MAX_PATCH_BYTES, PatchLog
 from syncer.vfs.pinning import note_content
 
@@ -49,7 +49,7 @@ class OpenFile:
         self, node: Node, tree: Tree, contents: Contents, blocks: Blocks, shared: Shared
     ) -> None:
         self.node_id = node.id
-        self.lock = threading.RLock()
+        self.lock = FileLock(lambda: blocks.fetcher.flights.is_abandoned())
         self.handles = 0
         #: Of these, those whose pages the kernel keeps.
         self.cached_handles = 0

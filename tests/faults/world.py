@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from syncer.blocks.entries import FileSync
@@ -425,8 +425,8 @@ class World:
 
     def check(self, rig: VfsRig) -> None:
         """What a file system that was cut must hold."""
-        there = {path for path in _walk(rig) if not _is_restored(path)}
-        possible = [names for names in self.names if names.keys() == there]
+        there = _without_restored(_walk(rig))
+        possible = [names for names in self.names if _without_restored(names) == there]
         assert possible, "the names are not those of any moment since the last sync"
         for path in there:
             entries = [names[path] for names in possible]
@@ -438,9 +438,10 @@ class World:
             )
 
 
-def _is_restored(path: bytes) -> bool:
-    """Of a restoration that was cut off before its last step."""
-    return path.rpartition(b"/")[2].startswith(_RESTORED)
+def _without_restored(paths: Iterable[bytes]) -> set[bytes]:
+    """Without what a restoration leaves that was cut off before its last step, by this cut or the
+    one before."""
+    return {path for path in paths if not path.rpartition(b"/")[2].startswith(_RESTORED)}
 
 
 def _walk(rig: VfsRig) -> set[bytes]:
