@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from .collection import file_name, folder_name, prepare, run
 from .measure import MIB, Stopwatch, content, drop_page_cache
 from .report import as_markdown, as_text
-from .scale import file_name, fill, folder_name, replace_part, run
+from .scale import replace_part
 
 FILE_GIBS = (1, 10, 100)
 FOLDER_NAMES = (1_000, 10_000, 100_000)
@@ -55,15 +56,11 @@ class Mounted:
 
 
 @contextmanager
-def collection(limit: str, prepare: Callable[[Path], None] | None = None) -> Iterator[Path]:
-    """A folder with an unmounted data directory `data`; `prepare` is given its database."""
+def collection(limit: str, folder_names: int = 0) -> Iterator[Path]:
+    """A folder with an unmounted data directory `data`, of one folder with so many names."""
     folder = Path(tempfile.mkdtemp(prefix="syncer-growth-"))
     try:
-        run("init", folder / "data", folder / "remote", limit)
-        (folder / "mnt").mkdir()
-        if prepare is not None:
-            prepare(folder / "data" / "metadata.db")
-            run("flush", folder / "data")
+        prepare(folder, folder_names, limit=limit, folder_files=max(1, folder_names))
         yield folder
     finally:
         shutil.rmtree(folder)
@@ -107,7 +104,7 @@ def overwriting(gib: int) -> dict[str, float]:
 
 def listing(names: int) -> dict[str, float]:
     """A folder with so many names."""
-    with collection("1G", lambda path: fill(path, names, folder_files=names)) as folder:
+    with collection("1G", names) as folder:
         drop_page_cache()
         with mounted(folder) as mount:
             top = mount.path / folder_name(0)

@@ -1,8 +1,9 @@
 """How cost grows with the size of a collection: `make bench-scale`.
 
-Making a million files through any mount takes a quarter of an hour, so the collections are made by
-syncer's own tree: folders of a thousand photos of 4 MB, whose blocks are nowhere. Everything that
-is measured goes through commands and the mount, and a directory takes the place of the server.
+Everything that is measured goes through commands and the mount, and a directory takes the place of
+the server. To make the collections (see `collection`) keeps a processor busy for a quarter of an
+hour: `--collections FOLDER --prepare SECONDS` makes them in portions and measures nothing. Without
+`--prepare`, what lies in the folder is measured, and removed.
 """
 
 from __future__ import annotations
@@ -17,26 +18,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 
 import apsw
 
-from syncer.metadata.contents import Contents
-from syncer.metadata.db import Database
-from syncer.metadata.epochs import Epochs
-from syncer.metadata.node import ROOT
-from syncer.metadata.tree import Tree
 from tests.mounted import resident_bytes
 
+from .collection import FOLDER_FILES, folder_name, path_of, prepare, run
 from .measure import Stopwatch, drop_page_cache, per_second
 from .report import as_markdown, as_text, machine, quiet
 
-COUNTS = (10_000, 100_000, 1_000_000)
-FOLDER_FILES = 1000
-PHOTO_BYTES = 4_000_000
+COUNTS = (10_000, 100_000, 1_000_000, 10_000_000)
 SAMPLE = 5000
-COMMIT_FILES = 500
 MOST_LISTED = 100_000
 PAGE = Path("docs/performance.md")
 SETTLE_SECONDS = 3.0
@@ -67,11 +60,26 @@ def main() -> None:
     parser.add_argument("--files", type=int, nargs="+", default=COUNTS, metavar="N")
     parser.add_argument("--json", action="store_true", help="print figures for programs")
     parser.add_argument("--write-docs", action="store_true", help=f"write the table into {PAGE}")
+    parser.add_argument("--collections", type=Path, metavar="FOLDER", help="where they are made")
+    parser.add_argument(
+        "--prepare", type=float, metavar="SECONDS", help="make them for so long, measure nothing"
+    )
     arguments = parser.parse_args()
+    kept: Path | None = arguments.collections
+    if arguments.prepare is not None:
+        if kept is None:
+            parser.error("--prepare needs --collections")
+        deadline = time.monotonic() + arguments.prepare
+        ready = all(
+            prepare(kept / str(count), count, deadline=deadline) for count in arguments.files
+        )
+        print("All are ready." if ready else "There is more to be made.")
+        return
     load = os.getloadavg()[0]
     rows = []
     for count in arguments.files:
-        rows.append(measure(count))
+        folder = kept / str(count) if kept else Path(tempfile.mkdtemp(prefix="syncer-scale-"))
+        rows.append(measure(folder, count))
         print(json.dumps(rows[-1]), file=sys.stderr)
     lines = table(rows)
     print(json.dumps(rows) if arguments.json else as_text(lines))
@@ -79,15 +87,14 @@ def main() -> None:
         replace_part("scale", f"{as_markdown(lines)}\n\n{plots(rows)}", load)
 
 
-def measure(count: int) -> dict[str, float]:
-    """The figures of a collection of so many files. Needs root, to drop the page cache."""
-    folder = Path(tempfile.mkdtemp(prefix="syncer-scale-"))
+def measure(folder: Path, count: int) -> dict[str, float]:
+    """The figures of a collection of so many files, which is removed.
+
+    Needs root, to drop the page cache.
+    """
     data, mountpoint = folder / "data", folder / "mnt"
-    mountpoint.mkdir()
     try:
-        run("init", data, folder / "remote", "5G")
-        fill(data / "metadata.db", count)
-        run("flush", data)
+        prepare(folder, count)
         database_bytes = used_bytes(data / "metadata.db")
         drop_page_cache()
         watch = Stopwatch()
@@ -130,45 +137,6 @@ def look(mountpoint: Path, count: int) -> dict[str, float]:
     return found
 
 
-def fill(path: Path, count: int, *, folder_files: int = FOLDER_FILES) -> None:
-    """Make the files, as a mount would, but for their contents."""
-    with closing(Database(path)) as db:
-        epochs = Epochs(db)
-        contents = Contents(db, epochs)
-        tree = Tree(db, epochs, contents)
-        root = tree.node(ROOT)
-        assert root is not None
-        folder = root
-        for start in range(0, count, COMMIT_FILES):
-            with db.transaction():
-                if start % folder_files == 0:
-                    name = folder_name(start // folder_files).encode()
-                    folder = tree.create(root, name, 0o40755, os.getuid(), os.getgid())
-                for number in range(start, min(count, start + COMMIT_FILES)):
-                    node = tree.create(
-                        folder, file_name(number).encode(), 0o100644, os.getuid(), os.getgid()
-                    )
-                    ids = (os.urandom(16) for _ in range(-(-PHOTO_BYTES // (1 << 20))))
-                    contents.set_blocks(node.id, dict(enumerate(ids)))
-                    made = tree.node(node.id)
-                    assert made is not None
-                    tree.save(made.changed(size=PHOTO_BYTES))
-        epochs.close()
-        db.sync()
-
-
-def folder_name(number: int) -> str:
-    return f"album-{number:05}"
-
-
-def file_name(number: int) -> str:
-    return f"IMG_{number:07}.jpg"
-
-
-def path_of(mountpoint: Path, number: int) -> Path:
-    return mountpoint / folder_name(number // FOLDER_FILES) / file_name(number)
-
-
 def used_bytes(database: Path) -> int:
     """What the database takes on the disk, but for pages that it will use again."""
     connection = apsw.Connection(str(database))
@@ -180,14 +148,6 @@ def used_bytes(database: Path) -> int:
         return int((pages - free) * page_bytes)
     finally:
         connection.close()
-
-
-def run(*words: object) -> str:
-    command = [sys.executable, "-m", "syncer", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
-    return done.stdout
 
 
 def table(rows: Sequence[dict[str, float]]) -> list[list[str]]:
