@@ -13,6 +13,7 @@ import random
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,9 +45,9 @@ class Mounted:
     pid: int
 
     def cpu_seconds(self) -> float:
-        """What its process has taken so far, user and system."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+        """What its process has taken so far, user and system, ended threads as well."""
+        # As clock_getcpuclockid(3) makes it: /proc counts in hundredths of a second.
+        return time.clock_gettime(~self.pid << 3 | 2)
 
     def cost(self, count: int, act: Callable[[], object]) -> float:
         """Microseconds of its processor time for each of what `act` does."""
