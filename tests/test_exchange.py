@@ -1161,6 +1161,23 @@ def test_a_checkpoint_costs_what_changed(laptop: Machine, monkeypatch: pytest.Mo
     assert len(new) == 4
 
 
+def test_who_waits_for_a_publication_does_not_wait_for_a_checkpoint(
+    laptop: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_DUE_SEGMENTS", 1)
+    laptop.epoch(b"a")
+
+    def checkpoints() -> list[str]:
+        return [key for key in laptop.remote.objects if key.startswith("checkpoint/")]
+
+    assert laptop.exchange.step()
+    assert not laptop.exchange.status().unpublished
+    assert not checkpoints()
+    assert laptop.exchange.step()
+    assert checkpoints()
+    assert not laptop.exchange.step()
+
+
 def test_old_checkpoints_and_segments_go(
     laptop: Machine, machines: Callable[[str], Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from syncer.codec import HOLE, ID_BYTES
 from syncer.exchange.rows import CONTENT, NAME, NODE, XATTR, Rows, Table, Version
@@ -32,11 +32,10 @@ from syncer.metadata.connection import Reader, Row
 #: One version, with its table; among those of a key, the oldest comes first.
 Record = tuple[Table, Version]
 Span = tuple[int, int]
+T = TypeVar("T")
 
 _FOREVER = 1 << 63
 _NLINK = NODE.columns.index("nlink")
-#: SQLite takes more, but a statement per size would fill its cache.
-_IDS_PER_QUERY = 256
 
 
 def _select(table: Table, where: str) -> str:
@@ -52,28 +51,70 @@ def _select(table: Table, where: str) -> str:
     )
 
 
-def _select_by_node(table: Table, second: str) -> str:
-    """As `_select`, for all rows of node ?1 in a table with the key (node, `second`).
+def _keys(width: int, count: int) -> str:
+    """Table `keys` of so many keys, each of so many columns, k0 and so on; ?1 is left free."""
+    columns = ", ".join(f"k{place}" for place in range(width))
+    numbers = itertools.count(2)
+    rows = (", ".join(f"?{next(numbers)}" for _ in range(width)) for _ in range(count))
+    return f"WITH keys({columns}) AS (VALUES {', '.join(f'({row})' for row in rows)}) "
 
-    It visits each key's past from epoch ?2 on, and skips what lies before, however long: a log
-    file that is written all day has thousands of past versions of its last run.
+
+def _are_now(table: Table, width: int) -> str:
+    """The versions, with died = 0, that begin with one of the `keys` and are true now."""
+    key, values = ", ".join(table.key), ", ".join(table.values)
+    # CROSS: a search for each of the keys, whatever SQLite thinks of the tables' sizes.
+    return f"SELECT {key}, born, 0, {values} FROM keys CROSS JOIN {table.name} WHERE " + (
+        " AND ".join(f"{column} = k{place}" for place, column in enumerate(table.key[:width]))
+    )
+
+
+def _were_true(table: Table) -> str:
+    """As `_are_now`, of whole keys: the past that was not over before epoch ?1."""
+    key, values = ", ".join(table.key), ", ".join(table.values)
+    where = " AND ".join(f"{column} = k{place}" for place, column in enumerate(table.key))
+    return (
+        f"SELECT {key}, born, died, {values} FROM keys CROSS JOIN {table.name}_past"
+        f" WHERE {where} AND died >= ?1"
+    )
+
+
+def _past_of_node(table: Table) -> str:
+    """The past from epoch ?2 on of all keys of node ?1, in a table with the key (node, another).
+
+    It visits each key's past from there on, and skips what lies before, however long: a log file
+    that is written all day has thousands of past versions of its last run.
     """
     key, values = ", ".join(table.key), ", ".join(table.values)
-    past = f"{table.name}_past"
+    second, past = table.key[1], f"{table.name}_past"
     return (
         f"WITH RECURSIVE keys(k) AS (SELECT min({second}) FROM {past} WHERE node = ?1 UNION ALL"
         f" SELECT (SELECT min({second}) FROM {past} WHERE node = ?1 AND {second} > k) FROM keys"
         " WHERE k IS NOT NULL)"
-        f" SELECT {key}, born, 0, {values} FROM {table.name} WHERE node = ?1 UNION ALL"
         f" SELECT {key}, born, died, {values} FROM keys CROSS JOIN {past}"
         f" WHERE node = ?1 AND {second} = k AND died >= ?2"
     )
 
 
-_NODE_VERSIONS = _select(NODE, "id = ?1")
-_NAME_VERSIONS = _select(NAME, "parent = ?1 AND name = ?3")
-_CONTENT_VERSIONS = _select_by_node(CONTENT, "run")
-_XATTR_VERSIONS = _select_by_node(XATTR, "name")
+#: Sizes of batches: a statement for every size would fill SQLite's cache of them.
+_BATCHES = (1, 8, 64, 256)
+_VERSIONS = {
+    (table.name, count): _keys(len(table.key), count)
+    + f"{_are_now(table, len(table.key))} UNION ALL {_were_true(table)}"
+    for table in (NODE, NAME)
+    for count in _BATCHES
+}
+_NOW_BY_NODE = {
+    (table.name, count): _keys(1, count) + _are_now(table, 1)
+    for table in (CONTENT, XATTR)
+    for count in _BATCHES
+}
+_WITH_PAST = {
+    (table.name, count): _keys(1, count)
+    + f"SELECT k0 FROM keys WHERE EXISTS (SELECT 1 FROM {table.name}_past WHERE node = k0)"
+    for table in (CONTENT, XATTR)
+    for count in _BATCHES
+}
+_PAST_OF_NODE = {table.name: _past_of_node(table) for table in (CONTENT, XATTR)}
 _IN_RANGE = {
     table.name: _select(table, f"{table.key[0]} >= ?1 AND {table.key[0]} < ?3")
     # Both halves lie in the order of the first column, so nothing is sorted or held in memory.
@@ -91,17 +132,58 @@ def changes(reader: Reader, first: int, last: int) -> Iterator[Record]:
         "SELECT DISTINCT node, name FROM outbox WHERE epoch BETWEEN ? AND ? ORDER BY node, name",
         (first, last),
     )
-    for node, name in keys:
-        if name:
-            versions = _cut(NAME, reader.query(_NAME_VERSIONS, (node, first, name)), last)
-            yield from _changed(NAME, versions, first)
-            continue
-        nodes = _node_versions(reader, node, first, last)
-        spans = _visible(nodes, first)
-        yield from _changed(NODE, (version for version in nodes if version[_NLINK]), first)
-        for table, sql in ((CONTENT, _CONTENT_VERSIONS), (XATTR, _XATTR_VERSIONS)):
-            versions = _cut(table, reader.query(sql, (node, first)), last)
-            yield from _changed(table, _clip(versions, spans), first)
+    for batch in _batched(keys):
+        ids = [node for node, name in batch if not name]
+        nodes = _by_key(reader, NODE, [(node,) for node in ids], first, last)
+        names = _by_key(reader, NAME, [key for key in batch if key[1]], first, last)
+        contents = _by_node(reader, CONTENT, ids, first, last)
+        xattrs = _by_node(reader, XATTR, ids, first, last)
+        for node, name in batch:
+            if name:
+                yield from _changed(NAME, names.get((node, name), ()), first)
+                continue
+            versions = nodes.get((node,), ())
+            spans = _visible(versions, first)
+            yield from _changed(NODE, (row for row in versions if row[_NLINK]), first)
+            for table, found in ((CONTENT, contents), (XATTR, xattrs)):
+                if node in found:
+                    yield from _changed(table, _clip(found[node], spans), first)
+
+
+def _by_key(
+    reader: Reader, table: Table, keys: Sequence[Row], first: int, last: int
+) -> dict[Row, list[Version]]:
+    """The versions of some keys as of `last`, by age, but those that ended before `first`."""
+    found: dict[Row, list[Version]] = {}
+    width = len(table.key)
+    for count, values in _padded(keys, width):
+        for row in reader.query(_VERSIONS[table.name, count], (first, *values)):
+            found.setdefault(row[:width], []).append(row)
+    return {key: _cut(table, rows, last) for key, rows in found.items()}
+
+
+def _by_node(
+    reader: Reader, table: Table, nodes: Sequence[int], first: int, last: int
+) -> dict[int, list[Version]]:
+    """As `_by_key`, all that some nodes have, in a table with the key (node, another)."""
+    found: dict[int, list[Version]] = {}
+    for count, values in _padded([(node,) for node in nodes], 1):
+        # The epoch is not asked for.
+        for row in reader.query(_NOW_BY_NODE[table.name, count], (None, *values)):
+            found.setdefault(row[0], []).append(row)
+        for (node,) in list(reader.query(_WITH_PAST[table.name, count], (None, *values))):
+            past = reader.query(_PAST_OF_NODE[table.name], (node, first))
+            found.setdefault(node, []).extend(past)
+    return {node: _cut(table, rows, last) for node, rows in found.items()}
+
+
+def _padded(keys: Sequence[Row], width: int) -> Iterator[tuple[int, list[Any]]]:
+    """Keys in portions: the size of a batch, and the values of as many keys, some of them NULL."""
+    for start in range(0, len(keys), _BATCHES[-1]):
+        portion = keys[start : start + _BATCHES[-1]]
+        count = next(size for size in _BATCHES if size >= len(portion))
+        values = list(itertools.chain.from_iterable(portion))
+        yield count, [*values, *[None] * (width * (count - len(portion)))]
 
 
 def first_unuploaded(reader: Reader, first: int, last: int) -> tuple[int, bytes] | None:
@@ -122,25 +204,25 @@ def first_unuploaded(reader: Reader, first: int, last: int) -> tuple[int, bytes]
 
 def _placed(reader: Reader, epoch: int) -> Iterator[bytes]:
     """The ids of blocks that contents began to name in an epoch."""
-    for (node,) in reader.query(
-        "SELECT node FROM outbox WHERE epoch = ? AND name = x'' ORDER BY node", (epoch,)
+    for batch in _batched(
+        reader.query(
+            "SELECT node FROM outbox WHERE epoch = ? AND name = x'' ORDER BY node", (epoch,)
+        )
     ):
-        spans = _visible(_node_versions(reader, node, epoch, epoch), epoch)
-        versions = _cut(CONTENT, reader.query(_CONTENT_VERSIONS, (node, epoch)), epoch)
-        for _node, run, born, _died, data in _clip(versions, spans):
-            if run >= 0 and born == epoch:
-                for start in range(0, len(data), ID_BYTES):
-                    if (block_id := data[start : start + ID_BYTES]) != HOLE:
-                        yield block_id
+        nodes = _by_key(reader, NODE, batch, epoch, epoch)
+        contents = _by_node(reader, CONTENT, [node for (node,) in batch], epoch, epoch)
+        for node, versions in contents.items():
+            spans = _visible(nodes.get((node,), ()), epoch)
+            for _node, run, born, _died, data in _clip(versions, spans):
+                if run >= 0 and born == epoch:
+                    for start in range(0, len(data), ID_BYTES):
+                        if (block_id := data[start : start + ID_BYTES]) != HOLE:
+                            yield block_id
 
 
-def _batched(ids: Iterator[bytes]) -> Iterator[Sequence[bytes]]:
-    while batch := tuple(itertools.islice(ids, _IDS_PER_QUERY)):
+def _batched(items: Iterator[T]) -> Iterator[list[T]]:
+    while batch := list(itertools.islice(items, _BATCHES[-1])):
         yield batch
-
-
-def _node_versions(reader: Reader, node: int, first: int, last: int) -> list[Version]:
-    return _cut(NODE, reader.query(_NODE_VERSIONS, (node, first)), last)
 
 
 def _as_of(table: Table, rows: Iterable[Row], last: int) -> Iterator[Version]:
@@ -154,7 +236,10 @@ def _as_of(table: Table, rows: Iterable[Row], last: int) -> Iterator[Version]:
 def _cut(table: Table, rows: Iterable[Row], last: int) -> list[Version]:
     """Versions as of `last`, by key and age."""
     width = len(table.key)
-    return sorted(_as_of(table, rows, last), key=lambda row: row[: width + 1])
+    versions = list(_as_of(table, rows, last))
+    if len(versions) > 1:
+        versions.sort(key=lambda row: row[: width + 1])
+    return versions
 
 
 def _visible(nodes: Sequence[Version], first: int = 0) -> list[Span]:

@@ -181,11 +181,13 @@ class Exchange:
             if not self._is_settled:
                 self.check_writer()
             return False
-        is_busy = self.publish_once()
-        if self._publisher.backlog.is_due:
-            self._checkpoint_step()
-            is_busy = True
-        return is_busy
+        # A checkpoint has steps of its own: who waits for a publication does not wait for it.
+        if self.publish_once():
+            return True
+        if not self._publisher.backlog.is_due:
+            return False
+        self._checkpoint_step()
+        return True
 
     # Publishing
 

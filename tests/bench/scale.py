@@ -1,8 +1,9 @@
 """How cost grows with the size of a collection: `make bench-scale`.
 
-Making a million files through any mount takes a quarter of an hour, so the collections are made by
-syncer's own tree: folders of a thousand photos of 4 MB, whose blocks are nowhere. Everything that
-is measured goes through commands and the mount, and a directory takes the place of the server.
+Everything that is measured goes through commands and the mount, and a directory takes the place of
+the server. To make the collections (see `collection`) keeps a processor busy for a quarter of an
+hour: `--collections FOLDER --prepare SECONDS` makes them in portions and measures nothing. Without
+`--prepare`, what lies in the folder is measured, and removed.
 """
 
 from __future__ import annotations
@@ -12,31 +13,26 @@ import json
 import os
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import apsw
 
-from syncer.metadata.contents import Contents
-from syncer.metadata.db import Database
-from syncer.metadata.epochs import Epochs
-from syncer.metadata.node import ROOT
-from syncer.metadata.tree import Tree
 from tests.mounted import resident_bytes
 
-from .measure import Stopwatch, drop_page_cache, per_second
+from .collection import FOLDER_FILES, folder_name, path_of, prepare, run
+from .measure import MIB, Stopwatch, drop_page_cache, per_second
 from .report import as_markdown, as_text, machine, quiet
 
-COUNTS = (10_000, 100_000, 1_000_000)
-FOLDER_FILES = 1000
-PHOTO_BYTES = 4_000_000
+COUNTS = (10_000, 100_000, 1_000_000, 10_000_000)
+#: Done in so many portions, of which the median counts.
 SAMPLE = 5000
-COMMIT_FILES = 500
+PORTIONS = 5
 MOST_LISTED = 100_000
 PAGE = Path("docs/performance.md")
 SETTLE_SECONDS = 3.0
@@ -46,6 +42,7 @@ COLUMNS = (
     ("mount_seconds", "mount, s"),
     ("ls_seconds", "first ls of 1,000, s"),
     ("stat_per_second", "stat, /s"),
+    ("cold_stat_per_second", "the same from a cold disk, /s"),
     ("find_per_second", "find -printf, entries/s"),
     ("create_per_second", "create, /s"),
     ("database_bytes_per_file", "database, bytes a file"),
@@ -67,11 +64,26 @@ def main() -> None:
     parser.add_argument("--files", type=int, nargs="+", default=COUNTS, metavar="N")
     parser.add_argument("--json", action="store_true", help="print figures for programs")
     parser.add_argument("--write-docs", action="store_true", help=f"write the table into {PAGE}")
+    parser.add_argument("--collections", type=Path, metavar="FOLDER", help="where they are made")
+    parser.add_argument(
+        "--prepare", type=float, metavar="SECONDS", help="make them for so long, measure nothing"
+    )
     arguments = parser.parse_args()
+    kept: Path | None = arguments.collections
+    if arguments.prepare is not None:
+        if kept is None:
+            parser.error("--prepare needs --collections")
+        deadline = time.monotonic() + arguments.prepare
+        ready = all(
+            prepare(kept / str(count), count, deadline=deadline) for count in arguments.files
+        )
+        print("All are ready." if ready else "There is more to be made.")
+        return
     load = os.getloadavg()[0]
     rows = []
     for count in arguments.files:
-        rows.append(measure(count))
+        folder = kept / str(count) if kept else Path(tempfile.mkdtemp(prefix="syncer-scale-"))
+        rows.append(measure(folder, count))
         print(json.dumps(rows[-1]), file=sys.stderr)
     lines = table(rows)
     print(json.dumps(rows) if arguments.json else as_text(lines))
@@ -79,22 +91,21 @@ def main() -> None:
         replace_part("scale", f"{as_markdown(lines)}\n\n{plots(rows)}", load)
 
 
-def measure(count: int) -> dict[str, float]:
-    """The figures of a collection of so many files. Needs root, to drop the page cache."""
-    folder = Path(tempfile.mkdtemp(prefix="syncer-scale-"))
+def measure(folder: Path, count: int) -> dict[str, float]:
+    """The figures of a collection of so many files, which is removed.
+
+    Needs root, to drop the page cache.
+    """
     data, mountpoint = folder / "data", folder / "mnt"
-    mountpoint.mkdir()
     try:
-        run("init", data, folder / "remote", "5G")
-        fill(data / "metadata.db", count)
-        run("flush", data)
+        prepare(folder, count)
         database_bytes = used_bytes(data / "metadata.db")
         drop_page_cache()
         watch = Stopwatch()
         run("mount", data, mountpoint)
         found: dict[str, float] = {"files": count, "mount_seconds": watch.seconds()}
         try:
-            found |= look(mountpoint, count)
+            found |= look(mountpoint, count, data / "metadata.db")
         finally:
             run("umount", mountpoint)
         return {**found, "database_bytes_per_file": database_bytes / count}
@@ -102,16 +113,26 @@ def measure(count: int) -> dict[str, float]:
         shutil.rmtree(folder)
 
 
-def look(mountpoint: Path, count: int) -> dict[str, float]:
+def look(mountpoint: Path, count: int, database: Path) -> dict[str, float]:
     """What is measured through the mount."""
     watch = Stopwatch()
     names = os.listdir(mountpoint / folder_name(0))
     assert len(names) == min(count, FOLDER_FILES)
     found = {"ls_seconds": watch.seconds()}
-    dice = random.Random(count)
-    paths = [path_of(mountpoint, dice.randrange(count)) for _ in range(SAMPLE)]
+    paths = [
+        path_of(mountpoint, number)
+        for number in random.Random(count).sample(range(count), min(count, SAMPLE))
+    ]
     drop_page_cache()
-    found["stat_per_second"] = per_second(paths, os.stat)
+    found["cold_stat_per_second"] = per_second(paths, os.stat)
+    # One look-up for each, and no wait for the disk: more files are in more folders, and pages.
+    with open(database, "rb", buffering=0) as file:
+        while file.read(MIB):
+            pass
+    forget_names()
+    for folder in {path.parent for path in paths}:
+        os.stat(folder)
+    found["stat_per_second"] = median_per_second(paths, os.stat)
     drop_page_cache()
     watch = Stopwatch()
     # As many entries at each size, so that the figure tells what one costs.
@@ -123,50 +144,22 @@ def look(mountpoint: Path, count: int) -> dict[str, float]:
     new = mountpoint / "new"
     new.mkdir()
     made = [new / f"{number:05}" for number in range(SAMPLE)]
-    found["create_per_second"] = per_second(made, Path.touch)
+    found["create_per_second"] = median_per_second(made, Path.touch)
     time.sleep(SETTLE_SECONDS)
     status = json.loads(run("status", mountpoint, "--json"))
     found["resident_megabytes"] = resident_bytes(status["pid"]) / 1e6
     return found
 
 
-def fill(path: Path, count: int, *, folder_files: int = FOLDER_FILES) -> None:
-    """Make the files, as a mount would, but for their contents."""
-    with closing(Database(path)) as db:
-        epochs = Epochs(db)
-        contents = Contents(db, epochs)
-        tree = Tree(db, epochs, contents)
-        root = tree.node(ROOT)
-        assert root is not None
-        folder = root
-        for start in range(0, count, COMMIT_FILES):
-            with db.transaction():
-                if start % folder_files == 0:
-                    name = folder_name(start // folder_files).encode()
-                    folder = tree.create(root, name, 0o40755, os.getuid(), os.getgid())
-                for number in range(start, min(count, start + COMMIT_FILES)):
-                    node = tree.create(
-                        folder, file_name(number).encode(), 0o100644, os.getuid(), os.getgid()
-                    )
-                    ids = (os.urandom(16) for _ in range(-(-PHOTO_BYTES // (1 << 20))))
-                    contents.set_blocks(node.id, dict(enumerate(ids)))
-                    made = tree.node(node.id)
-                    assert made is not None
-                    tree.save(made.changed(size=PHOTO_BYTES))
-        epochs.close()
-        db.sync()
+def median_per_second(items: Sequence[Path], act: Callable[[Path], object]) -> float:
+    size = len(items) // PORTIONS
+    portions = [items[start : start + size] for start in range(0, size * PORTIONS, size)]
+    return statistics.median(per_second(portion, act) for portion in portions)
 
 
-def folder_name(number: int) -> str:
-    return f"album-{number:05}"
-
-
-def file_name(number: int) -> str:
-    return f"IMG_{number:07}.jpg"
-
-
-def path_of(mountpoint: Path, number: int) -> Path:
-    return mountpoint / folder_name(number // FOLDER_FILES) / file_name(number)
+def forget_names() -> None:
+    """Have the kernel forget names and attributes, but not what it has read. Needs root."""
+    Path("/proc/sys/vm/drop_caches").write_text("2")
 
 
 def used_bytes(database: Path) -> int:
@@ -180,14 +173,6 @@ def used_bytes(database: Path) -> int:
         return int((pages - free) * page_bytes)
     finally:
         connection.close()
-
-
-def run(*words: object) -> str:
-    command = [sys.executable, "-m", "syncer", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
-    return done.stdout
 
 
 def table(rows: Sequence[dict[str, float]]) -> list[list[str]]:
