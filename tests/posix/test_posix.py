@@ -15,6 +15,7 @@ from tests.posix import (
     directories,
     links,
     listings,
+    locks,
     names,
     opening,
     ranges,
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.fuse
 
 TABLES = (
     opening, contents, ranges, directories, unlinked, renaming, links, attributes, times, names,
-    listings, xattrs, users, concurrency,
+    listings, xattrs, users, concurrency, locks,
 )  # fmt: skip
 CASES = list(itertools.chain.from_iterable(table.CASES for table in TABLES))
 
