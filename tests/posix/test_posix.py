@@ -42,6 +42,7 @@ def test_no_rule_is_there_twice() -> None:
     assert len(rules) == len(set(rules))
 
 
+@pytest.mark.slow(0.06)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.rule)
 def test_rule(variant: Variant, case: Case) -> None:
     if not variant.name or (case.as_root and os.geteuid() != 0):
