@@ -244,7 +244,8 @@ class Operations:
         return self._vfs.getxattr(_bytes(path), _bytes(name))
 
     def listxattr(self, path: str) -> list[str]:
-        return [name.decode(CODEC) for name in self._vfs.listxattr(_bytes(path))]
+        names = self._vfs.listxattr(_bytes(path), self._caller())
+        return [name.decode(CODEC) for name in names]
 
     def setxattr(self, path: str, name: str, value: bytes, options: int, position: int = 0) -> None:
         self._vfs.setxattr(_bytes(path), _bytes(name), value, options)

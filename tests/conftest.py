@@ -19,6 +19,10 @@ import pytest
 
 ON_CI = bool(os.environ.get("CI"))
 
+# Where Python is told to keep no bytecode, each of the many commands that tests run would compile
+# the whole program anew: more work than all else that a mount does to begin.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 _THREADS_END_WITHIN_SECONDS = 5.0
 
 

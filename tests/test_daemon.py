@@ -29,7 +29,7 @@ from tests.processes import (
 )
 from tests.sshd import HOST, Sshd
 
-pytestmark = pytest.mark.fuse
+pytestmark = [pytest.mark.fuse, pytest.mark.slow(1.8)]
 
 BOTH_BINDINGS = pytest.mark.parametrize("fuse", ["3", "2"])
 ENDS_WITHIN_SECONDS = 30

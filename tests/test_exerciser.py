@@ -71,6 +71,7 @@ def exercise(folder: Path, variant: str, seed: int, operations: int) -> None:
 
 
 @pytest.mark.fuse
+@pytest.mark.slow(18)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_what_is_read_is_what_was_written_last(variant: str, tmp_path: Path) -> None:
     # Always the same, so that a change is judged by the operations that the one before was.

@@ -34,7 +34,7 @@ from tests.mounted import (
 )
 from tests.sshd import HOST, Sshd
 
-pytestmark = pytest.mark.fuse
+pytestmark = [pytest.mark.fuse, pytest.mark.slow(1.8)]
 
 FUSE = BINDINGS[-1]
 IS_ROOT = os.geteuid() == 0

@@ -17,7 +17,7 @@ from syncer.blocks.store import Blocks
 from syncer.codec import MAX_FILE_BYTES
 from syncer.metadata.node import ROOT, Node
 from syncer.metadata.tree import Tree
-from syncer.vfs import privileges
+from syncer.vfs import privileges, xattrs
 from syncer.vfs.caller import SUPERUSER, Caller
 from syncer.vfs.directories import Directories
 from syncer.vfs.files import Files
@@ -436,8 +436,8 @@ class Vfs:
     def getxattr(self, path: bytes, name: bytes) -> bytes:
         return self._xattrs.get(self._walk(path), name)
 
-    def listxattr(self, path: bytes) -> list[bytes]:
-        return self._xattrs.names(self._walk(path))
+    def listxattr(self, path: bytes, caller: Caller = SUPERUSER) -> list[bytes]:
+        return xattrs.shown(self._xattrs.names(self._walk(path)), caller)
 
     def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None:
         self._begin_change()

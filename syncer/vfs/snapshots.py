@@ -38,6 +38,7 @@ from syncer.metadata.history import History, PastContents
 from syncer.metadata.moments import Moments
 from syncer.metadata.node import ROOT, Node
 from syncer.metadata.tree import Tree
+from syncer.vfs import xattrs
 from syncer.vfs.caller import SUPERUSER, Caller
 from syncer.vfs.calls import Caching, Target, Vfs
 from syncer.vfs.files import Files
@@ -282,8 +283,10 @@ class SnapshotVfs(Vfs):
             raise self._xattrs.absent(name)
         return value
 
-    def listxattr(self, path: bytes) -> list[bytes]:
-        return list(self._past_xattrs(path)) if self._is_past(path) else super().listxattr(path)
+    def listxattr(self, path: bytes, caller: Caller = SUPERUSER) -> list[bytes]:
+        if not self._is_past(path):
+            return super().listxattr(path, caller)
+        return xattrs.shown(list(self._past_xattrs(path)), caller)
 
     def _past_xattrs(self, path: bytes) -> dict[bytes, bytes]:
         place = self._place(path)

@@ -7,8 +7,10 @@ import os
 
 from syncer.metadata.node import Node
 from syncer.metadata.tree import Tree
+from syncer.vfs.caller import Caller
 
-_NAMESPACES = (b"user.", b"trusted.", b"security.")
+_TRUSTED = b"trusted."
+_NAMESPACES = (b"user.", _TRUSTED, b"security.")
 _MAX_NAME_BYTES = 255
 _MAX_VALUE_BYTES = 65536
 #: Flags of setxattr(2).
@@ -72,6 +74,11 @@ class Xattrs:
         """A program that was changed loses what it was allowed to do."""
         if self._tree.xattr(node.id, _CAPABILITIES) is not None:
             self._tree.set_xattr(node.id, _CAPABILITIES, None)
+
+
+def shown(names: list[bytes], caller: Caller) -> list[bytes]:
+    """The names that a caller may see: those of the trusted namespace are root's."""
+    return [name for name in names if caller.uid == 0 or not name.startswith(_TRUSTED)]
 
 
 def _checked(name: bytes) -> bytes:

@@ -228,6 +228,7 @@ def kill_many(
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow(55)
 def test_kills_at_any_moment_lose_nothing(tmp_path: Path) -> None:
     with Sshd() as server:
         kill_many(

@@ -107,6 +107,7 @@ def _check_flat(samples: list[Sample]) -> None:
     assert grown < _FLAT_BYTES, f"it has grown by {grown} bytes"
 
 
+@pytest.mark.slow(45)
 def test_many_processes_at_once_are_served_right(tmp_path: Path) -> None:
     load(tmp_path, BINDINGS[-1], _SECONDS, 8)
 

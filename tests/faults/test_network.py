@@ -20,7 +20,7 @@ from tests.mounted import BINDINGS, Mount, mounted
 from tests.processes import children_of, contents, wait_for
 from tests.sshd import Sshd
 
-pytestmark = pytest.mark.fuse
+pytestmark = [pytest.mark.fuse, pytest.mark.slow(10)]
 
 FUSE = BINDINGS[-1]
 TRANSPORTS = ("ssh", pytest.param("paramiko", marks=pytest.mark.torture))

@@ -142,6 +142,7 @@ def _look_at(place: Path, world: World, stored: dict[str, bytes]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(_FIRST_CUT, _FIRST_CUT + _CUTS))
+@pytest.mark.slow(1.5)
 def test_a_power_cut_leaves_what_was_synced_and_nothing_wrong(seed: int) -> None:
     cut_twice(seed)
 

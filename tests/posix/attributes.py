@@ -150,6 +150,14 @@ def _sizes(place: Path) -> tuple[bool, int]:
     return 0 <= found.f_bavail <= found.f_blocks, found.f_namemax
 
 
+def _sizes_everywhere(place: Path) -> bool:
+    """The same of each path and descriptor of one file system."""
+    with opened(place / "file") as descriptor:
+        found = [os.statvfs(path) for path in (place, place / "file", place / "full", descriptor)]
+    # Not the number of blocks: the remote may come to tell it meanwhile.
+    return len({(one.f_frsize, one.f_namemax) for one in found}) == 1
+
+
 CASES = [
     case("chmod sets all twelve bits", _chmod("file", 0o7654), 0o7654, as_root=True),
     case("chmod of a directory", _chmod("dir", 0o1750), 0o1750),
@@ -215,6 +223,7 @@ CASES = [
     case("access: a right that is there", _access(0o604, os.R_OK), True, as_root=True),
     case("access: a right that is not there", _access(0o640, os.R_OK), False, as_root=True),
     case("stat: size, device, block size and blocks", _stat, (7, True, True, True)),
+    case("statvfs: the same of each file", _sizes_everywhere, True),
     case("stat: each file has a number of its own", _numbers, 8),
     case("statvfs: free room lies within the whole, names have 255 bytes", _sizes, (True, 255)),
 ]  # fmt: skip

@@ -132,17 +132,13 @@ def moved_times(place: Path, watched: Sequence[str], call: Call) -> set[str]:
     return {name for name, time_ns in times().items() if time_ns > before.get(name, time_ns)}
 
 
-def as_user(place: Path, call: Call, uid: int = NOBODY, groups: Sequence[int] = ()) -> object:
-    """What a call gives in a process of another user, whose place is the current directory."""
+def elsewhere(call: Callable[[], object]) -> object:
+    """What a call gives in another process."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            os.chdir(place)
-            os.setgroups(groups)
-            os.setgid(groups[0] if groups else uid)
-            os.setuid(uid)
-            result: object = call(Path())
+            result: object = call()
         except BaseException as error:
             result = error
         os.write(writer, pickle.dumps(result))
@@ -154,6 +150,19 @@ def as_user(place: Path, call: Call, uid: int = NOBODY, groups: Sequence[int] = 
     if isinstance(result, BaseException):
         raise result
     return result
+
+
+def as_user(place: Path, call: Call, uid: int = NOBODY, groups: Sequence[int] = ()) -> object:
+    """What a call gives in a process of another user, whose place is the current directory."""
+
+    def run() -> object:
+        os.chdir(place)
+        os.setgroups(groups)
+        os.setgid(groups[0] if groups else uid)
+        os.setuid(uid)
+        return call(Path())
+
+    return elsewhere(run)
 
 
 def checked(result: int) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import resource
+import signal
 from pathlib import Path
 
 from syncer.codec import BLOCK_BYTES
-from tests.posix.case import CONTENT, Call, case, opened
+from tests.posix.case import CONTENT, Call, case, elsewhere, opened
 
 TB = 1 << 40
 
@@ -163,6 +165,85 @@ def _sync_directory(place: Path) -> None:
         os.fdatasync(descriptor)
 
 
+def _mapped_by_two_processes(place: Path) -> tuple[bytes, bytes]:
+    """What one process changes by a shared map, another one's map and reads show at once."""
+    with opened(place / "file", os.O_RDWR) as descriptor, mmap.mmap(descriptor, 0) as mapping:
+
+        def change() -> bytes:
+            with opened(place / "file", os.O_RDWR) as other, mmap.mmap(other, 0) as map_of_other:
+                map_of_other[0:3] = b"CON"
+                return bytes(mapping)
+
+        return bytes(elsewhere(change)[:3]) + bytes(mapping[3:]), (place / "file").read_bytes()  # type: ignore[index]
+
+
+def _mapped_and_unlinked(place: Path) -> bytes:
+    """A map outlives the descriptor and the name."""
+    with opened(place / "file", os.O_RDWR) as descriptor:
+        mapping = mmap.mmap(descriptor, 0)
+    os.unlink(place / "file")
+    mapping[0:3] = b"CON"
+    mapping.flush()
+    found = bytes(mapping)
+    mapping.close()
+    return found
+
+
+def _signal_of(touch: Call) -> Call:
+    """The signal that ends a process which does this."""
+
+    def run(place: Path) -> int:
+        pid = os.fork()
+        if pid == 0:
+            signal.signal(signal.SIGBUS, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            touch(place)
+            os._exit(0)
+        return os.WTERMSIG(os.waitpid(pid, 0)[1])
+
+    return run
+
+
+def _touch_behind_the_end(place: Path) -> None:
+    with opened(place / "file", os.O_RDWR) as descriptor:
+        os.ftruncate(descriptor, 3 * mmap.PAGESIZE)
+        mapping = mmap.mmap(descriptor, 3 * mmap.PAGESIZE)
+        os.ftruncate(descriptor, mmap.PAGESIZE)
+        assert mapping[0:7] == CONTENT
+        mapping[2 * mmap.PAGESIZE]
+
+
+def _writable_map_of_read_only(place: Path) -> None:
+    with opened(place / "file") as descriptor:
+        mmap.mmap(descriptor, 0, mmap.MAP_SHARED, mmap.PROT_WRITE)
+
+
+def _beyond_the_limit(place: Path) -> tuple[int, int | None]:
+    """A process's own limit on the size of files: what fits is written, then EFBIG."""
+
+    def write() -> tuple[int, int | None]:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+        with opened(place / "file", os.O_WRONLY | os.O_APPEND) as descriptor:
+            written = os.write(descriptor, b"x" * 100)
+            try:
+                os.write(descriptor, b"x")
+            except OSError as error:
+                return written, error.errno
+        return written, None
+
+    return elsewhere(write)  # type: ignore[return-value]
+
+
+def _truncated_beyond_the_limit(place: Path) -> None:
+    def truncate() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+        os.truncate(place / "file", 11)
+
+    elsewhere(truncate)
+
+
 def _seen_by_others(place: Path) -> bytes:
     with opened(place / "file", os.O_WRONLY) as writer, opened(place / "file") as reader:
         os.write(writer, b"C")
@@ -211,6 +292,18 @@ CASES = [
          (b"CONtent", b"CONten!")),
     case("mmap: a mapping lives on without its descriptor", _mapping_after_close, b"CONtent"),
     case("mmap: a private mapping changes nothing", _file(_private_mapping), CONTENT),
+    case("mmap: shared by two processes", _mapped_by_two_processes, (b"CONtent", b"CONtent")),
+    case("mmap: a mapping lives on without the file's name", _mapped_and_unlinked, b"CONtent"),
+    case("mmap: SIGBUS behind the end of the file", _signal_of(_touch_behind_the_end),
+         signal.SIGBUS),
+    case("mmap: EACCES for a shared one to be written, of a descriptor that only reads",
+         _writable_map_of_read_only, fails=errno.EACCES),
+    case("write: EFBIG beyond the limit that the process has", _beyond_the_limit,
+         (3, errno.EFBIG)),
+    case("truncate: EFBIG beyond the limit that the process has", _truncated_beyond_the_limit,
+         fails=errno.EFBIG),
+    case("truncate: EFBIG for more than the largest file",
+         _file(lambda fd: os.ftruncate(fd, (1 << 62) + 1)), fails=errno.EFBIG),
     case("copy_file_range copies", _copy_range, bytes(2) + b"onte"),
     case("sendfile copies", _send, b"ontent"),
     case("posix_fallocate makes the file longer, with zeros", _file(_allocate),

@@ -6,7 +6,17 @@ import errno
 import os
 from pathlib import Path
 
-from tests.posix.case import CONTENT, Call, case, moved_times, opened, permissions
+from tests.posix.case import (
+    AT_FDCWD,
+    CONTENT,
+    Call,
+    case,
+    checked,
+    libc,
+    moved_times,
+    opened,
+    permissions,
+)
 
 _WRITEBACK = {
     "3": "under the writeback cache the kernel keeps the size and times of a file to itself, and to"
@@ -115,6 +125,13 @@ def _symlink(target: bytes) -> Call:
     return run
 
 
+def _through_a_symlink(place: Path) -> tuple[bool, int]:
+    """AT_SYMLINK_FOLLOW: another name of where the symlink leads."""
+    words = os.fsencode(place / "link"), os.fsencode(place / "new")
+    checked(libc.linkat(AT_FDCWD, words[0], AT_FDCWD, words[1], 0x400))
+    return (place / "new").is_symlink(), (place / "file").stat().st_nlink
+
+
 CASES = [
     case("link: two names, one file", _linked(_counts), (2, 2, True)),
     case("link: EEXIST", _link("file", "full/inside"), fails=errno.EEXIST),
@@ -124,6 +141,7 @@ CASES = [
     case("link: EPERM for a directory", _link("dir", "new"), fails=errno.EPERM),
     case("link: ENAMETOOLONG for 256 bytes", _link("file", "n" * 256), fails=errno.ENAMETOOLONG),
     case("link of a symlink is one more name of the symlink", _of_a_symlink, (True, "file")),
+    case("AT_SYMLINK_FOLLOW: link of where a symlink leads", _through_a_symlink, (False, 2)),
     case("link of a fifo", _link("fifo", "new")),
     case("links: the file stays when one name is removed", _linked(_one_removed), (1, CONTENT)),
     case("links: the file stays when one name is replaced", _linked(_one_replaced), (1, CONTENT)),

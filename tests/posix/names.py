@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.posix.case import Call, case
@@ -62,6 +64,43 @@ def _case_matters(place: Path) -> list[str]:
     return sorted(os.listdir(place / "dir"))
 
 
+def _each_call(name: str) -> Call:
+    """The calls that do not answer ENAMETOOLONG for a name."""
+
+    def run(place: Path) -> list[str]:
+        path = f"{place}/{name}"
+        calls: dict[str, Callable[[], object]] = {
+            "stat": lambda: os.stat(path),
+            "lstat": lambda: os.lstat(path),
+            "access": lambda: os.open(path, os.O_PATH),
+            "chmod": lambda: os.chmod(path, 0o644),
+            "chown": lambda: os.chown(path, -1, -1),
+            "truncate": lambda: os.truncate(path, 0),
+            "utimens": lambda: os.utime(path),
+            "readlink": lambda: os.readlink(path),
+            "symlink": lambda: os.symlink("x", path),
+            "mkfifo": lambda: os.mkfifo(path),
+            "rmdir": lambda: os.rmdir(path),
+            "rename": lambda: os.rename(path, place / "new"),
+            "link": lambda: os.link(path, place / "new"),
+            "listdir": lambda: os.listdir(path),
+            "getxattr": lambda: os.getxattr(path, "user.x"),
+            "setxattr": lambda: os.setxattr(path, "user.x", b""),
+            "statvfs": lambda: os.statvfs(path),
+        }
+        wrong = []
+        for word, call in calls.items():
+            try:
+                call()
+            except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    continue
+            wrong.append(word)
+        return wrong
+
+    return run
+
+
 CASES = [
     *(
         case(f"a file with a name {kind}", _through_its_life(name), (name, [name], name, True))
@@ -71,5 +110,7 @@ CASES = [
         case(f"a directory with a name {kind}", _directory(name), [name])
         for kind, name in _NAMES.items()
     ),
+    case("ENAMETOOLONG for a name of 256 bytes, from each call", _each_call("n" * 256), []),
+    case("ENAMETOOLONG for a path of 4096 bytes, from each call", _each_call("./" * 2048), []),
     case("names differ by case", _case_matters, ["A", "a"]),
 ]

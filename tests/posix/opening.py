@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import mmap
 import os
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.posix.case import CONTENT, Call, case, opened, permissions, umask
+from tests.posix.case import (
+    CONTENT,
+    Call,
+    as_user,
+    case,
+    opened,
+    permissions,
+    umask,
+)
 
 
 def _open(name: str, flags: int) -> object:
@@ -95,6 +105,93 @@ def _write_of_read_only(place: Path) -> None:
         os.write(descriptor, b"x")
 
 
+def _append_by_pwrite(place: Path) -> bytes:
+    """Linux appends whatever offset pwrite names."""
+    with opened(place / "file", os.O_RDWR | os.O_APPEND) as descriptor:
+        os.pwrite(descriptor, b"!", 0)
+        return os.pread(descriptor, 100, 0)
+
+
+def _append_from_now_on(place: Path) -> bytes:
+    """fcntl(2) sets the flag of an open file, and takes it away."""
+    with opened(place / "file", os.O_RDWR) as descriptor:
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_APPEND)
+        os.write(descriptor, b"!")
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
+        os.pwrite(descriptor, b"C", 0)
+        return os.pread(descriptor, 100, 0)
+
+
+def _direct(place: Path) -> bool:
+    """Reads and writes past the kernel's memory, from where ext4 takes them: whole pages."""
+    with mmap.mmap(-1, 8192) as page:
+        page[:] = b"d" * 8192
+        with opened(place / "new", os.O_RDWR | os.O_CREAT | os.O_DIRECT) as descriptor:
+            os.pwrite(descriptor, page, 4096)
+            page[:] = bytes(8192)
+            count = os.preadv(descriptor, [page], 4096)
+            return count == 8192 and page[:] == b"d" * 8192
+
+
+def _synced(flag: int) -> Call:
+    def run(place: Path) -> bytes:
+        with opened(place / "file", os.O_RDWR | flag) as descriptor:
+            os.write(descriptor, b"CON")
+        return (place / "file").read_bytes()
+
+    return run
+
+
+def _others_without_atime(place: Path) -> None:
+    as_user(place, _open("file", os.O_RDONLY | os.O_NOATIME))
+
+
+def _symlinks(count: int) -> Call:
+    """A file behind a row of symlinks."""
+
+    def run(place: Path) -> bytes:
+        os.rename(place / "file", place / "dir/0")
+        for number in range(count):
+            os.symlink(f"{number}", place / f"dir/{number + 1}")
+        return (place / f"dir/{count}").read_bytes()
+
+    return run
+
+
+def _long_path(place: Path) -> tuple[int, bytes]:
+    """The longest path that a call can have."""
+    path = os.fsencode(place / "deep")
+    os.mkdir(path)
+    while len(path) < 4095 - 256:
+        path += b"/" + b"n" * 200
+        os.mkdir(path)
+    path += b"/" + b"f" * (4095 - len(path) - 1)
+    with open(path, "wb") as file:
+        file.write(CONTENT)
+    with open(path, "rb") as file:
+        return len(path), file.read()
+
+
+def _below_the_longest_path(place: Path) -> tuple[bytes, int, bool]:
+    """Directories go deeper than a path can say: whoever stands in one reaches the next."""
+    name, depth = "n" * 250, 40
+    folder = os.open(place / "dir", os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir(name, dir_fd=folder)
+        below = os.open(name, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = below
+    with open(os.open("file", os.O_RDWR | os.O_CREAT, dir_fd=folder), "wb") as file:
+        file.write(CONTENT)
+    os.rename("file", "moved", src_dir_fd=folder, dst_dir_fd=folder)
+    with open(os.open("moved", os.O_RDONLY, dir_fd=folder), "rb") as file:
+        found = file.read(), os.fstat(folder).st_nlink
+    os.close(folder)
+    shutil.rmtree(place / "dir")
+    return *found, (place / "dir").exists()
+
+
 def _path_only(place: Path) -> int:
     with opened(place / "file", os.O_PATH) as descriptor:
         return os.fstat(descriptor).st_size
@@ -134,6 +231,22 @@ CASES = [
     case("O_DIRECTORY: ENOTDIR for a file", _open("file", os.O_DIRECTORY), fails=errno.ENOTDIR),
     case("O_DIRECTORY opens a directory through a symlink", _open("dirlink", os.O_DIRECTORY)),
     case("O_PATH opens without reading", _path_only, len(CONTENT)),
+    case("O_APPEND: pwrite appends, too", _append_by_pwrite, CONTENT + b"!"),
+    case("O_APPEND can be set and taken away", _append_from_now_on, b"Content!"),
+    case("O_DIRECT reads and writes pages", _direct, True),
+    case("O_SYNC writes", _synced(os.O_SYNC), b"CONtent"),
+    case("O_DSYNC writes", _synced(os.O_DSYNC), b"CONtent"),
+    case("O_NOATIME: EPERM for another's file", _others_without_atime, fails=errno.EPERM,
+         as_root=True),
+    case("O_TMPFILE: EOPNOTSUPP", _open("dir", os.O_TMPFILE | os.O_RDWR),
+         fails=errno.EOPNOTSUPP, unless={"ext4": "it makes files without names"}),
+    case("O_EXCL: EEXIST for a directory", _open("dir", os.O_CREAT | os.O_EXCL),
+         fails=errno.EEXIST),
+    case("open: a file behind 40 symlinks", _symlinks(40), CONTENT),
+    case("open: ELOOP for a file behind 41 symlinks", _symlinks(41), fails=errno.ELOOP),
+    case("open: a path of 4095 bytes", _long_path, (4095, CONTENT)),
+    case("directories go deeper than the longest path", _below_the_longest_path,
+         (CONTENT, 2, False)),
     case("O_WRONLY: EISDIR for a directory", _open("dir", os.O_WRONLY), fails=errno.EISDIR),
     case("O_TRUNC: EISDIR for a directory", _open("dir", os.O_TRUNC | os.O_RDWR),
          fails=errno.EISDIR),

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import mmap
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +122,29 @@ def _copy_within(descriptor: int) -> bytes:
     return b"".join(os.pread(descriptor, 1, at) for at in range(0, 3 * MIB, MIB))
 
 
+def _copy_between(source_flags: int, target_flags: int, name: str = "copy") -> Call:
+    def run(place: Path) -> int:
+        (place / "copy").touch()
+        one, other = opened(place / "file", source_flags), opened(place / name, target_flags)
+        with one as source, other as target:
+            return os.copy_file_range(source, target, 100, 3, 0)
+
+    return run
+
+
+def _copy_overlapping(descriptor: int) -> None:
+    os.copy_file_range(descriptor, descriptor, MIB, 0, MIB // 2)
+
+
+def _copy_from_behind_the_end(descriptor: int) -> int:
+    return os.copy_file_range(descriptor, descriptor, MIB, 4 * MIB, 8 * MIB)
+
+
+def _copy_to_another_file_system(place: Path) -> None:
+    with tempfile.TemporaryFile(dir="/dev/shm") as elsewhere, opened(place / "file") as source:
+        os.copy_file_range(source, elsewhere.fileno(), 5)
+
+
 CASES = [
     case("fallocate makes the file longer", _changed(0, 3 * MIB, MIB),
          (4 * MIB, b"xxyyzz\0\0"), unless=_NOT_CARRIED),
@@ -159,4 +183,18 @@ CASES = [
     case("SEEK_DATA: ENXIO behind the end", _seek(os.SEEK_DATA, 4 * MIB), fails=errno.ENXIO),
     case("copy_file_range of blocks", _copy, (3 * MIB, True)),
     case("copy_file_range within a file", _large(_copy_within), b"xyx"),
+    case("copy_file_range copies what is there", _copy_between(os.O_RDONLY, os.O_WRONLY), 4),
+    case("copy_file_range: nothing from behind the end", _large(_copy_from_behind_the_end), 0),
+    case("copy_file_range: EINVAL for stretches of one file that overlap",
+         _large(_copy_overlapping), fails=errno.EINVAL),
+    case("copy_file_range: EBADF to a descriptor that only reads",
+         _copy_between(os.O_RDONLY, os.O_RDONLY), fails=errno.EBADF),
+    case("copy_file_range: EBADF from a descriptor that only writes",
+         _copy_between(os.O_WRONLY, os.O_WRONLY), fails=errno.EBADF),
+    case("copy_file_range: EBADF to a descriptor that appends",
+         _copy_between(os.O_RDONLY, os.O_WRONLY | os.O_APPEND), fails=errno.EBADF),
+    case("copy_file_range: EISDIR to a directory",
+         _copy_between(os.O_RDONLY, os.O_RDONLY, "dir"), fails=errno.EISDIR),
+    case("copy_file_range: EXDEV to another file system", _copy_to_another_file_system,
+         fails=errno.EXDEV),
 ]  # fmt: skip

@@ -92,6 +92,46 @@ def _from_a_sticky_directory(place: Path) -> None:
     as_user(place, _rename("file", "new"), NOBODY)
 
 
+def _exchanged_directories(place: Path) -> tuple[list[str], list[str], bool, int, int]:
+    """Two directories of two parents change places, with what they hold."""
+    os.mkdir(place / "dir/one")
+    os.mkdir(place / "dir/one/below")
+    _rename_with(_EXCHANGE, "dir/one", "full")(place)
+    return (
+        _names(place / "full"),
+        _names(place / "dir/one"),
+        (place / "dir/one/..").stat().st_ino == (place / "dir").stat().st_ino,
+        (place / "full").stat().st_nlink,
+        (place / "dir").stat().st_nlink,
+    )
+
+
+def _exchanged_keep_their_numbers(place: Path) -> bool:
+    before = [(place / name).lstat().st_ino for name in ("file", "link")]
+    _rename_with(_EXCHANGE, "file", "link")(place)
+    return before == [(place / name).lstat().st_ino for name in ("link", "file")]
+
+
+def _exchanged_while_open(place: Path) -> tuple[bytes, bytes]:
+    """Both files are open while their names change places; each descriptor keeps its file."""
+    one, two = opened(place / "file", os.O_RDWR), opened(place / "full/inside", os.O_RDWR)
+    with one as first, two as second:
+        _rename_with(_EXCHANGE, "file", "full/inside")(place)
+        os.write(first, b"1")
+        os.write(second, b"2")
+    return (place / "full/inside").read_bytes(), (place / "file").read_bytes()
+
+
+def _open_directory_moved(place: Path) -> tuple[list[str], bytes]:
+    """Who has a directory open, or stands in it, goes on when it is moved."""
+    with opened(place / "full") as descriptor:
+        os.rename(place / "full", place / "dir/moved")
+        with open(os.open("new", os.O_RDWR | os.O_CREAT, dir_fd=descriptor), "wb") as file:
+            file.write(CONTENT)
+        found = sorted(os.listdir(descriptor))
+    return found, (place / "dir/moved/new").read_bytes()
+
+
 CASES = [
     case("rename moves a file", _then(_rename("file", "new"), lambda p: (p / "new").read_bytes()),
          CONTENT),
@@ -160,6 +200,21 @@ CASES = [
          _exchanged("full/inside", "dir",
                     lambda p: (p.stat().st_nlink, (p / "full").stat().st_nlink)), (3, 3),
          unless=_NO_FLAGS),
+    case("RENAME_EXCHANGE swaps two directories of two parents", _exchanged_directories,
+         (["below"], ["inside"], True, 3, 3), unless=_NO_FLAGS),
+    case("RENAME_EXCHANGE: each file keeps its number", _exchanged_keep_their_numbers, True,
+         unless=_NO_FLAGS),
+    case("RENAME_EXCHANGE: open files go on", _exchanged_while_open, (b"1ontent", b"2nside"),
+         unless=_NO_FLAGS),
+    case("RENAME_EXCHANGE of a name with itself",
+         _exchanged("file", "file", lambda p: (p / "file").read_bytes()), CONTENT),
+    case("RENAME_NOREPLACE moves a directory", _rename_with(_NOREPLACE, "full", "dir/new"),
+         unless=_NO_FLAGS),
+    case("RENAME_NOREPLACE: EEXIST for a dangling symlink",
+         _rename_with(_NOREPLACE, "file", "dangling"), fails=errno.EEXIST),
+    case("RENAME_NOREPLACE: EEXIST for an empty directory",
+         _rename_with(_NOREPLACE, "full", "dir"), fails=errno.EEXIST),
+    case("rename: an open directory goes on", _open_directory_moved, (["inside", "new"], CONTENT)),
     case("RENAME_EXCHANGE: ENOENT", _rename_with(_EXCHANGE, "file", "nothing"),
          fails=errno.ENOENT),
     case("RENAME_EXCHANGE: EINVAL for a directory and what holds it",

@@ -15,6 +15,7 @@ from tests.posix import (
     directories,
     links,
     listings,
+    locks,
     names,
     opening,
     ranges,
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.fuse
 
 TABLES = (
     opening, contents, ranges, directories, unlinked, renaming, links, attributes, times, names,
-    listings, xattrs, users, concurrency,
+    listings, xattrs, users, concurrency, locks,
 )  # fmt: skip
 CASES = list(itertools.chain.from_iterable(table.CASES for table in TABLES))
 
@@ -41,6 +42,7 @@ def test_no_rule_is_there_twice() -> None:
     assert len(rules) == len(set(rules))
 
 
+@pytest.mark.slow(0.06)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.rule)
 def test_rule(variant: Variant, case: Case) -> None:
     if not variant.name or (case.as_root and os.geteuid() != 0):

@@ -61,6 +61,18 @@ def _omit(place: Path) -> tuple[bool, int]:
     return abs(found.st_atime - time.time()) < 5, found.st_mtime_ns
 
 
+def _omit_both(place: Path) -> set[str]:
+    """Nothing is to be set, so nothing moves."""
+    return moved_times(place, ["file"], lambda here: _utimensat(here, _OMIT, _OMIT))
+
+
+def _of_a_reader(place: Path) -> int:
+    """The owner may set times by a descriptor that only reads."""
+    with opened(place / "file") as descriptor:
+        os.utime(descriptor, ns=(1, 2))
+    return (place / "file").stat().st_mtime_ns
+
+
 def _while_dirty(place: Path) -> int:
     """The time that is set by hand stays, though buffered writes come to be stored later."""
     with opened(place / "file", os.O_WRONLY) as descriptor:
@@ -123,6 +135,15 @@ def _in_turn(place: Path) -> list[str]:
     return wrong
 
 
+def _exchange(place: Path) -> None:
+    """Twice, so that each name is of the same file as before."""
+    for _ in range(2):
+        words = [os.fsencode(place / name) for name in ("file", "full/inside")]
+        checked(libc.renameat2(AT_FDCWD, words[0], AT_FDCWD, words[1], 2))
+
+
+_NO_EXCHANGE = {"2": "libfuse 2 has no flags: the kernel answers EINVAL itself"}
+
 CASES = [
     case("what changes later has no earlier time", _in_turn, []),
     case("creating moves the directory's times", _moves(lambda p: (p / "dir/new").touch()), _DIR),
@@ -178,6 +199,13 @@ CASES = [
     case("utimens follows symlinks", _set("link", 10, 20, look="file"), (10, 20)),
     case("utimens of a symlink itself", _set("link", 10, 20, follow=False), (10, 20)),
     case("utimens: UTIME_NOW and UTIME_OMIT", _omit, (True, 20)),
+    case("utimens: UTIME_OMIT for both moves nothing", _omit_both, set()),
+    case("utimens: EINVAL for a thousand million nanoseconds",
+         lambda place: _utimensat(place, 10**9, 0), fails=errno.EINVAL),
+    case("futimens of a descriptor that only reads", _of_a_reader, 2),
+    case("exchanging two names moves both directories' times and both files' ctime",
+         _moves(_exchange, ("file", ".", "dir", "full", "full/inside")),
+         {". mtime", ". ctime", "file ctime", "full/inside ctime", *_FULL}, unless=_NO_EXCHANGE),
     case("utimens: ENOENT", _set("nothing", 1, 1), fails=errno.ENOENT),
     case("utimens of a file with writes under way stays", _while_dirty, 2),
     case("utimens: EPERM for another's file",

@@ -14,7 +14,7 @@ from tests.processes import contents
 from tests.programs.conftest import Place, run, shell
 from tests.programs.trees import described, make_tree
 
-pytestmark = pytest.mark.fuse
+pytestmark = [pytest.mark.fuse, pytest.mark.slow(4)]
 
 RSYNC = ("rsync", "-aHX", "--numeric-ids")
 TAR = ("tar", "--xattrs", "--xattrs-include=*", "--numeric-owner")

@@ -106,7 +106,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("programs-beside")
 
 
-@pytest.mark.slow(20)
+@pytest.mark.slow(50)
 def test_pythons_own_tests_of_files_have_the_same_outcome(mount_of: MountOf, native: Path) -> None:
     """Those that are quick."""
     assert differences(QUICK, mount_of(BINDINGS[-1]), native) == {}

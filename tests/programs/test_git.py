@@ -42,6 +42,8 @@ def test_git_clones_commits_packs_and_finds_everything_in_order(each: Place, sou
     """clone, branch, commit, merge, repack, gc, fsck; and nothing has changed after a remount."""
     clone, bare = each.path / "clone", each.path / "bare.git"
     git("clone", "-q", "--no-local", source, clone, cwd=each.path)
+    # The source may be on no branch, as where one commit of it is tested.
+    git("checkout", "-q", "-B", "main", cwd=clone)
     git("clone", "-q", "--bare", "--no-hardlinks", clone, bare, cwd=each.path)
     git("checkout", "-q", "-b", "topic", cwd=clone)
     (clone / "new file").write_text("new\n")
@@ -50,7 +52,7 @@ def test_git_clones_commits_packs_and_finds_everything_in_order(each: Place, sou
     (clone / "link").symlink_to("moved.py")
     git("add", "-A", cwd=clone)
     git("commit", "-qm", "Change some", cwd=clone)
-    git("checkout", "-q", "-", cwd=clone)
+    git("checkout", "-q", "main", cwd=clone)
     assert (clone / "setup.py").exists()
     assert not (clone / "link").is_symlink()
     (clone / "other").write_text("other\n")
