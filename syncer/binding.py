@@ -38,6 +38,8 @@ _CAP_READDIRPLUS_AUTO = 1 << 14
 _CAP_WRITEBACK_CACHE = 1 << 16
 _CAP_HANDLE_KILLPRIV = 1 << 20
 _FILL_DIR_PLUS = 2
+#: The kernel asks for names with attributes.
+_READDIR_PLUS = 1
 _UTIME_NOW = (1 << 30) - 1
 _UTIME_OMIT = (1 << 30) - 2
 _MAX_WRITE_BYTES = 1 << 20
@@ -51,7 +53,7 @@ _CONGESTED_BACKGROUND = 48
 #: is 10. Beyond the second number, those without work end.
 _MAX_THREADS = 1024
 _IDLE_THREADS = 64
-_ENTRIES_PER_CALL = 64
+_ENTRIES_PER_CALL = 128
 
 
 @dataclass(frozen=True)
@@ -422,7 +424,14 @@ class _Calls3(_Common):
             self.stat.fill(stat, node)
             return int(filler(buf, name, stat, next_offset, _FILL_DIR_PLUS))
 
-        self._readdir(fill, offset, fip.contents.fh)
+        def fill_plain(name: bytes, node: Node, next_offset: int) -> int:
+            stat.st_ino = node.id
+            stat.st_mode = node.mode
+            return int(filler(buf, name, stat, next_offset, 0))
+
+        # Once a program has shown that it wants names only, as `ls` does, the kernel asks for less.
+        with_attributes = flags & _READDIR_PLUS
+        self._readdir(fill if with_attributes else fill_plain, offset, fip.contents.fh)
 
 
 class _Calls2(_Common):
