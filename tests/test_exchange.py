@@ -1042,6 +1042,16 @@ def test_a_crash_while_taking_over_is_repaired_by_the_next_attempt(
     assert phone.names() == {b"a", b"b"}
 
 
+def take_over_third(desktop: Machine, phone: Machine) -> None:
+    """`desktop` takes over after a second claim that came to nothing, and `phone` sees that."""
+    desktop.exchange.take_over()
+    desktop.epoch(b"b")
+    desktop.publish()
+    phone.exchange.follow()
+    assert phone.names() == {b"a", b"b"}
+    assert phone.meta("generation") == 3
+
+
 def test_a_claim_that_its_machine_left_behind_is_passed_over(
     laptop: Machine, machines: Callable[[str], Machine]
 ) -> None:
@@ -1051,12 +1061,7 @@ def test_a_claim_that_its_machine_left_behind_is_passed_over(
     Writers(laptop.remote, read_repository(laptop.remote)).claim(99, "lost")
     with pytest.raises(DisplacedError, match="lost"):
         laptop.exchange.check_writer()
-    desktop.exchange.take_over()
-    desktop.epoch(b"b")
-    desktop.publish()
-    phone.exchange.follow()
-    assert phone.names() == {b"a", b"b"}
-    assert phone.meta("generation") == 3
+    take_over_third(desktop, phone)
 
 
 def test_an_empty_claim_is_passed_over_and_its_maker_displaced_should_it_live(
@@ -1079,12 +1084,7 @@ def test_an_empty_claim_is_passed_over_and_its_maker_displaced_should_it_live(
         return follow(exchange)
 
     monkeypatch.setattr(Exchange, "follow", wake_up)
-    desktop.exchange.take_over()
-    desktop.epoch(b"b")
-    desktop.publish()
-    phone.exchange.follow()
-    assert phone.names() == {b"a", b"b"}
-    assert phone.meta("generation") == 3
+    take_over_third(desktop, phone)
     with pytest.raises(DisplacedError):
         Writers(laptop.remote, read_repository(laptop.remote)).settle(2, 1, 1, "")
 
