@@ -136,9 +136,7 @@ class Tree:
             " WHERE name.parent = ? AND name.name > ? ORDER BY name.name LIMIT ?",
             (parent, after, limit),
         )
-        # `Node._make` without its check: a call less for each name of a folder.
-        new = tuple.__new__
-        return [(row[0], new(Node, row[1:])) for row in rows]
+        return [(row[0], Node._make(row[1:])) for row in rows]
 
     def is_empty(self, directory: int) -> bool:
         return not self._db.query_one("SELECT 1 FROM name WHERE parent = ? LIMIT 1", (directory,))
