@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import platform
-import re
-import struct
 import threading
 import weakref
 from collections.abc import Callable
 
 import pytest
 
-from syncer.threadstate import ask_for_short_turns, keep
+from syncer.threadstate import keep
 
 _libc = ctypes.CDLL(None)
 _START = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
@@ -70,24 +66,3 @@ def test_a_thread_of_pythons_ends_as_ever() -> None:
         thread.start()
         thread.join()
     assert threading.active_count() == len(threading.enumerate())
-
-
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="another number of the system call")
-def test_a_thread_that_asks_for_short_turns_keeps_its_priority() -> None:
-    told: list[tuple[int, ...]] = []
-
-    def ask() -> None:
-        os.setpriority(os.PRIO_PROCESS, 0, 7)
-        ask_for_short_turns()
-        buffer = ctypes.create_string_buffer(56)
-        assert _libc.syscall(315, 0, buffer, 56, 0) == 0
-        told.append(struct.unpack("=IIQiIQQQII", buffer.raw))
-
-    # Of the kernel's threads, priorities are each one's own.
-    thread = threading.Thread(target=ask)
-    thread.start()
-    thread.join()
-    [(_size, policy, _flags, nice, _priority, turn_ns, *_rest)] = told
-    assert (policy, nice) == (os.SCHED_OTHER, 7)
-    if tuple(map(int, re.findall(r"\d+", platform.release())[:2])) >= (6, 12):
-        assert turn_ns == 100_000
