@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from syncer.errors import MountError
-from syncer.kernel import Invalidator, answer_init, is_dying, request_of
+from syncer.kernel import Invalidator, answer_init, is_dying, request_of, sleeps_of
 from syncer.metadata.node import Node
 from syncer.mount import CODEC, Operations
 from syncer.statbuf import StatBuffer
@@ -130,7 +130,9 @@ def serve(
     operations = operations_of(caller)
     operations.set_abandoned_probe(is_abandoned)
     operations.set_asked(
-        lambda: request_of(module.fuse_get_context()[2]), lambda: module.fuse_get_context()[2]
+        lambda: request_of(module.fuse_get_context()[2]),
+        lambda: module.fuse_get_context()[2],
+        sleeps_of,
     )
     arguments = _arguments(version, module, options)
     try:

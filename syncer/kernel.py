@@ -1,5 +1,6 @@
 """What libfuse does not tell the kernel (of libfuse 3: one flag at the start, and what has changed
-since), and what the kernel does not tell libfuse: that a caller has been killed."""
+since), and what the kernel does not tell libfuse: what a caller asked for, and whether it still
+waits or has been killed."""
 
 from __future__ import annotations
 
@@ -183,3 +184,15 @@ def request_of(thread: int) -> Request:
     except OSError:
         return Request.UNKNOWN
     return _REQUESTS.get(os.uname().machine, {}).get(number, Request.UNKNOWN)
+
+
+def sleeps_of(thread: int) -> int | None:
+    """How often a program's thread has gone to sleep, if it sleeps now: proc(5), /proc/PID/status,
+    which everybody may read. None if it does not sleep, or can't be seen."""
+    try:
+        status = Path(f"/proc/{thread}/status").read_text(errors="replace")
+    except OSError:
+        return None
+    is_asleep = re.search(r"^State:\s*[SD]", status, re.MULTILINE)
+    sleeps = re.search(r"^voluntary_ctxt_switches:\s*(\d+)", status, re.MULTILINE)
+    return int(sleeps[1]) if is_asleep and sleeps else None

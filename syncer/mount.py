@@ -101,8 +101,14 @@ class Operations:
     def set_abandoned_probe(self, is_abandoned: Callable[[], bool]) -> None:
         self._host.set_abandoned_probe(is_abandoned)
 
-    def set_asked(self, asked: Callable[[], Request], thread: Callable[[], int]) -> None:
+    def set_asked(
+        self,
+        asked: Callable[[], Request],
+        thread: Callable[[], int],
+        sleeps: Callable[[int], int | None],
+    ) -> None:
         self._vfs.hidden.asked = asked
+        self._vfs.hidden.sleeps = sleeps
         self._vfs.hidden.replacing.thread = thread
 
     def start(self) -> None:

@@ -241,6 +241,11 @@ MUTATIONS = (
         "faults/test_kills.py::test_who_removes_an_open_file_and_dies_has_removed_it",
     ),
     Mutation(
+        5, "a rename that is not known as one becomes a removal after a while", "vfs/hidden.py",
+        "if self._before is None or self._sleeps() != self._before:", "if True:",
+        "test_vfs.py::test_while_a_program_waits_its_rename_may_still_follow",
+    ),
+    Mutation(
         5, "of several names, the one that a rename replaces is not noted", "vfs/hidden.py",
         "            if asked is Request.REMOVAL:", "            if node.nlink > 1:",
         "test_vfs.py::test_a_crash_between_the_halves_brings_one_of_several_names_back",

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -15,9 +16,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from syncer.codec import BLOCK_BYTES
+from syncer.vfs import hidden
 from syncer.vfs.caller import Caller, Request
 from syncer.vfs.calls import RENAME_EXCHANGE, RENAME_NOREPLACE, Caching
 from syncer.vfs.openfile import OpenFile
+from tests.remote_contract import eventually
 from tests.vfs_rig import INLINE_BYTES, ME, State, VfsRig, fast_folder
 
 
@@ -219,6 +222,31 @@ def test_a_crash_between_the_halves_brings_one_of_several_names_back(rig: VfsRig
     assert rig.list(b"/") == [b"other", b"target"]
     assert rig.vfs.getattr(b"/target") == rig.vfs.getattr(b"/other")
     assert rig.vfs.getattr(b"/target").nlink == 2
+
+
+def test_while_a_program_waits_its_rename_may_still_follow(rig: VfsRig) -> None:
+    rig.make(b"/target", b"old")
+    rig.vfs.open(b"/target", os.O_RDONLY)
+    rig.vfs.hidden.sleeps = lambda _: 7
+    hide(rig, b"/target")
+    time.sleep(0.1)
+    rig.reopen()
+    assert rig.read(b"/target") == b"old"
+
+
+def test_once_a_program_has_gone_on_what_it_removed_stays_removed(
+    rig: VfsRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hidden, "_PROVISIONAL_SECONDS", 3600.0)
+    rig.make(b"/file", b"content")
+    rig.vfs.open(b"/file", os.O_RDONLY)
+    seen: list[int | None] = [7, 7, None]
+    rig.vfs.hidden.sleeps = lambda _: seen.pop(0)
+    hide(rig, b"/file")
+    eventually(lambda: not rig.tree.provisional.names())
+    assert not seen
+    rig.reopen()
+    assert rig.list(b"/") == []
 
 
 def test_a_name_that_was_taken_for_good_does_not_come_back(rig: VfsRig) -> None:

@@ -107,8 +107,8 @@ class VfsRig(Rig):
         super().close()
 
     def reopen(self) -> None:
-        for _, timer in self.vfs.hidden._provisional.values():
-            timer.cancel()
+        for _, watch in self.vfs.hidden._provisional.values():
+            watch.cancel()
         super().reopen()
 
     def restart(self) -> None:

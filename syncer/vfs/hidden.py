@@ -8,7 +8,8 @@ When the hiding is the first half of a rename over an open file, a crash before 
 must bring the target back; a removal must not come back. The binding can mostly tell what the
 program asked for (`asked`). Where a rename follows, or it is not known, the name is noted as gone
 provisionally at first. That is made final by the same thread's next call or, if it is not known
-what was asked for, after a moment without one.
+what was asked for, as soon as the program's thread has gone on, which it does not before its rename
+is done.
 
 libfuse counts a file as open until a moment after the last `release` has returned. So it may hide a
 file that is closed already, and then, as nobody closes it any more, forget to remove the hidden
@@ -32,6 +33,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from syncer.blocks.store import Blocks
@@ -47,8 +49,11 @@ _NAME = re.compile(rb"\.fuse_hidden[0-9a-f]{16}")
 _NOTICES_SECONDS = 10.0
 #: More than libfuse may still ask for.
 _FORMER_NAMES = 4096
-#: A rename follows its first half within microseconds.
+#: A rename follows its first half within microseconds, where nobody can tell whether the program
+#: still waits for it.
 _PROVISIONAL_SECONDS = 0.02
+#: How soon it is looked whether it does, and how often at least.
+_FIRST_LOOK_SECONDS, _LOOKS_SECONDS = 0.00005, 0.005
 #: How long a call may be under way, on a busy machine, since the kernel found its file by name.
 _LINGERS_SECONDS = 1.0
 
@@ -59,6 +64,36 @@ class _Taken(NamedTuple):
     parent: int
     name: bytes
     node: int
+
+
+class _Watch(threading.Thread):
+    """Calls `settle` once a program's thread has gone on, unless it is cancelled before.
+
+    `sleeps` tells how often the thread has gone to sleep, if it sleeps: as often as before means
+    that it waits for the same call. None stands for a thread that does not sleep, or that can't be
+    seen; where that was so at the beginning, `settle` is called after some seconds.
+    """
+
+    def __init__(
+        self, sleeps: Callable[[], int | None], seconds: float, settle: Callable[[], None]
+    ) -> None:
+        super().__init__(name="syncer-settle", daemon=True)
+        self._sleeps = sleeps
+        self._before = sleeps()
+        self._seconds = seconds
+        self._settle = settle
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+    def run(self) -> None:
+        interval = self._seconds if self._before is None else _FIRST_LOOK_SECONDS
+        while not self._cancelled.wait(interval):
+            if self._before is None or self._sleeps() != self._before:
+                self._settle()
+                return
+            interval = min(2 * interval, _LOOKS_SECONDS)
 
 
 class HiddenFiles:
@@ -78,12 +113,14 @@ class HiddenFiles:
         self._lingering: dict[int, float] = {}
         #: What the program asked for whose call this thread is at; set by the binding.
         self.asked: Callable[[], Request] = lambda: Request.UNKNOWN
+        #: A program's thread -> how often it has gone to sleep; see `_Watch`. Set by the binding.
+        self.sleeps: Callable[[int], int | None] = lambda thread: None
         #: thread -> the name that it took away last; a rename to it may follow.
         self._taken: dict[int, tuple[int, bytes]] = {}
         #: thread -> (that name, its file), while it is sure that a rename follows.
         self._awaited: dict[int, tuple[tuple[int, bytes], int]] = {}
-        #: thread -> (what it took away, and may yet put another file there; when it no longer may)
-        self._provisional: dict[int, tuple[_Taken, threading.Timer]] = {}
+        #: thread -> (what it took away, and may yet put another file there; until when)
+        self._provisional: dict[int, tuple[_Taken, _Watch]] = {}
 
     def find(self, parent: int, name: bytes) -> int | None:
         """The node behind a name that is hidden, or that a rename is about to replace; or None.
@@ -136,11 +173,15 @@ class HiddenFiles:
                 self._lingering[node.id] = time.monotonic() + self.linger_seconds
             self._tree.provisional.note(*place, node.id)
             thread, taken = threading.get_ident(), _Taken(*place, node.id)
-            seconds = _PROVISIONAL_SECONDS if asked is Request.UNKNOWN else _NOTICES_SECONDS
-            timer = threading.Timer(seconds, self._settle, (thread, taken))
-            timer.name, timer.daemon = "syncer-settle", True
-            self._provisional[thread] = taken, timer
-            timer.start()
+            watch = self._watch_for(asked, partial(self._settle, thread, taken))
+            self._provisional[thread] = taken, watch
+            watch.start()
+
+    def _watch_for(self, asked: Request, settle: Callable[[], None]) -> _Watch:
+        """What makes a removal final that may be the first half of a rename."""
+        if asked is Request.RENAME:
+            return _Watch(lambda: None, _NOTICES_SECONDS, settle)
+        return _Watch(partial(self.sleeps, self.replacing.thread()), _PROVISIONAL_SECONDS, settle)
 
     def settle(self) -> None:
         """What this thread hid before its present call is final: call this first in every call."""
@@ -213,9 +254,9 @@ class HiddenFiles:
 
     def _await_rename(self) -> None:
         """If this thread hid a file just now, it was for a rename, which may take its time."""
-        _, timer = self._provisional.get(threading.get_ident(), (None, None))
-        if timer is not None:
-            timer.cancel()
+        _, watch = self._provisional.get(threading.get_ident(), (None, None))
+        if watch is not None:
+            watch.cancel()
 
     def stop(self) -> None:
         """The file system ends: no call follows any more, and all that was hidden is final."""
@@ -225,10 +266,10 @@ class HiddenFiles:
 
     def _settle(self, thread: int, only: _Taken | None) -> None:
         with self._files.lock:
-            taken, timer = self._provisional.get(thread, (None, None))
-            if taken is not None and timer is not None and only in (None, taken):
+            taken, watch = self._provisional.get(thread, (None, None))
+            if taken is not None and watch is not None and only in (None, taken):
                 del self._provisional[thread]
-                timer.cancel()
+                watch.cancel()
                 with self._tree.transaction():
                     self._tree.provisional.end(taken.parent, taken.name)
                     self._remove(taken.node)
