@@ -50,9 +50,11 @@ _MAX_BACKGROUND = 128
 #: Above it the kernel begins no further write-back of its own accord.
 _CONGESTED_BACKGROUND = 48
 #: Callers that wait for the network, or for room, must never use up libfuse's threads: its default
-#: is 10. Beyond the second number, those without work end.
+#: is 10. Beyond the second number, those without work end: the kernel hands its requests to all
+#: that wait for one by turns, so each further one is one more stack, and one more buffer of 1 MiB,
+#: that is not in the processor's cache.
 _MAX_THREADS = 1024
-_IDLE_THREADS = 64
+_IDLE_THREADS = 4
 _ENTRIES_PER_CALL = 128
 
 
