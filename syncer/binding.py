@@ -54,7 +54,7 @@ _CONGESTED_BACKGROUND = 48
 #: that wait for one by turns, so each further one is one more stack, and one more buffer of 1 MiB,
 #: that is not in the processor's cache.
 _MAX_THREADS = 1024
-_IDLE_THREADS = 4
+_IDLE_THREADS = 8
 _ENTRIES_PER_CALL = 128
 
 

@@ -91,12 +91,15 @@ def test_what_was_written_is_there_after_the_next_mount(place: Place, fuse: str)
 
 
 @BOTH_BINDINGS
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change how far the kernel reads")
-def test_the_kernel_reads_whole_blocks_ahead(place: Place, fuse: str) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change what the kernel moves at once")
+def test_the_kernel_reads_whole_blocks_ahead_and_lets_programs_write_on(
+    place: Place, fuse: str
+) -> None:
     place.mount("--fuse", fuse)
     device = os.stat(place.mnt).st_dev
-    told = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
-    assert told.read_text() == "1024\n"
+    told = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}")
+    assert (told / "read_ahead_kb").read_text() == "1024\n"
+    assert (told / "max_ratio").read_text() == "10\n"
 
 
 @BOTH_BINDINGS

@@ -294,7 +294,7 @@ class Daemon:
                 with contextlib.suppress(OSError):
                     device = os.stat(plan.mountpoint).st_dev
                     if device != before:
-                        mounts.read_further_ahead(device)
+                        mounts.tune(device)
                         self._device = os.minor(device)
                         self._events.put(_Serves())
                         return

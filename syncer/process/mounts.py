@@ -24,6 +24,9 @@ _SOURCE = re.compile(r"syncer(?:@([^:/]+))?:(/.*)", re.DOTALL)
 _DEVICE = "/dev/fuse"
 #: As much as one request can carry, and a block.
 _READ_AHEAD_BYTES = 1 << 20
+#: Of the memory that the kernel spends on what programs have written and no disk has: enough for a
+#: burst, and not so much that one mount could hold up all others.
+_DIRTY_PERCENT = 10
 # Unmounting writes what the kernel still holds of files.
 _UNMOUNT_SECONDS = 300.0
 
@@ -208,15 +211,18 @@ def abort(device: int) -> bool:
     return True
 
 
-def read_further_ahead(device: int) -> bool:
-    """Have the kernel read a mount's files ahead of programs by whole blocks, 1 MiB at a time.
+def tune(device: int) -> bool:
+    """Have the kernel move more at once through a mount. False: only root may change that.
 
-    It begins with 128 KiB, whatever a FUSE process asks for: eight requests in place of one.
-    False: only root may change that.
+    It reads files ahead of programs by whole blocks, 1 MiB; unasked by 128 KiB, whatever a FUSE
+    process wants, which are eight requests in place of one. And it lets programs write on until it
+    holds a tenth, unasked a hundredth, of what it may hold for all file systems: from half of that
+    on it makes them wait, however quick the disk is.
     """
-    number = f"{os.major(device)}:{os.minor(device)}"
+    settings = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}")
     try:
-        Path(f"/sys/class/bdi/{number}/read_ahead_kb").write_text(str(_READ_AHEAD_BYTES >> 10))
+        (settings / "read_ahead_kb").write_text(str(_READ_AHEAD_BYTES >> 10))
+        (settings / "max_ratio").write_text(str(_DIRTY_PERCENT))
     except OSError:
         return False
     return True
