@@ -99,7 +99,7 @@ def test_the_kernel_reads_whole_blocks_ahead_and_lets_programs_write_on(
     device = os.stat(place.mnt).st_dev
     told = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}")
     assert (told / "read_ahead_kb").read_text() == "1024\n"
-    assert (told / "max_ratio").read_text() == "10\n"
+    assert (told / "max_ratio").read_text() == "4\n"
 
 
 @BOTH_BINDINGS

@@ -41,6 +41,7 @@ from syncer.process.control import ControlServer, Handler, Progress
 from syncer.process.engine import Engine
 from syncer.process.folder import DataFolder
 from syncer.process.keeping import Keeping
+from syncer.process.memory import keep_freed_memory
 from syncer.process.repository import create_repository
 from syncer.process.timemachine import TimeMachine
 from syncer.vfs.caller import Caller
@@ -188,6 +189,7 @@ class Daemon:
         """
         plan = self._plan
         _restrict_process()
+        keep_freed_memory()
         for number in _SIGNALS:
             signal.signal(number, _interrupt)
         folder = DataFolder(plan.data)

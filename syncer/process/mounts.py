@@ -26,7 +26,7 @@ _DEVICE = "/dev/fuse"
 _READ_AHEAD_BYTES = 1 << 20
 #: Of the memory that the kernel spends on what programs have written and no disk has: enough for a
 #: burst, and not so much that one mount could hold up all others.
-_DIRTY_PERCENT = 10
+_DIRTY_PERCENT = 4
 # Unmounting writes what the kernel still holds of files.
 _UNMOUNT_SECONDS = 300.0
 
@@ -216,8 +216,8 @@ def tune(device: int) -> bool:
 
     It reads files ahead of programs by whole blocks, 1 MiB; unasked by 128 KiB, whatever a FUSE
     process wants, which are eight requests in place of one. And it lets programs write on until it
-    holds a tenth, unasked a hundredth, of what it may hold for all file systems: from half of that
-    on it makes them wait, however quick the disk is.
+    holds 4 %, unasked 1 %, of what it may hold for all file systems: from half of that on it makes
+    them wait, however quick the disk is.
     """
     settings = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}")
     try:
