@@ -84,7 +84,10 @@ class Loop:
         self._truths: dict[str, Truth] = {}
         self._snapshots: dict[str, dict[str, Truth]] = {}
         self._ballast = work.noise(first_seed, _BALLAST_BYTES)
-        (mount.path / "ballast").write_bytes(self._ballast)
+        # The power may be cut before the committer's first round.
+        with open(mount.path / "ballast", "wb") as file:
+            file.write(self._ballast)
+            os.fsync(file.fileno())
         self.dirty = 0
         self.in_flight = 0
         self.serving_seconds: list[float] = []
