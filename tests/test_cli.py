@@ -128,6 +128,20 @@ def test_what_can_not_be_understood_is_an_error_of_one_line(
 
 
 @pytest.mark.parametrize(
+    ("words", "usual"),
+    [
+        ("autostart add --systemd data mnt", "autostart add data mnt --systemd"),
+        ("autostart --systemd add data mnt", "autostart add data mnt --systemd"),
+        ("diff mnt -v monday tuesday", "diff mnt monday tuesday -v"),
+        ("config mnt -v limit 100", "config mnt limit 100 -v"),
+        ("mount data --fuse 3 host:x mnt 100", "mount data host:x mnt 100 --fuse 3"),
+    ],
+)
+def test_options_may_stand_anywhere(words: str, usual: str) -> None:
+    assert cli.parse(words.split()) == cli.parse(usual.split())
+
+
+@pytest.mark.parametrize(
     "remote", ["", ":x", "host name:x", "ftp://host/x", "s3://bucket", "sftp://user:secret@h/x"]
 )
 @pytest.mark.usefixtures("folder")

@@ -118,7 +118,7 @@ def test_after_a_kill_the_unit_mounts_again_by_itself(tmp_path: Path) -> None:
     entry = desktop.add(data, mountpoint, systemd=True)
     assert value(entry, "Service", "Restart") == "on-failure"
     assert value(entry, "Unit", "StartLimitIntervalSec") == "0"
-    assert float(value(entry, "Service", "RestartSec")) <= 1
+    assert float(value(entry, "Service", "RestartSec")) <= 0.5
     words = shlex.split(value(entry, "Service", "ExecStart").removeprefix(":"))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))

@@ -190,7 +190,7 @@ KillMode=mixed
 # Written data has to reach the local disk, which may be slow.
 TimeoutStopSec=5min
 Restart=on-failure
-RestartSec=1
+RestartSec=0.3
 RestartPreventExitStatus={final}
 
 [Install]
