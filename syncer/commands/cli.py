@@ -71,20 +71,22 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         if len(words) != 4:
             raise UsageError(f"there is no command {first!r}; see syncer --help")
         words = ["mount", *words]
-    _, left_over = parser.parse_known_args(words)
-    return parser.parse_args(_before_options(list(words), left_over))
+    arguments, left_over = parser.parse_known_args(words)
+    if left_over:
+        arguments = parser.parse_args(_before_options(words, left_over))
+    return arguments
 
 
-def _before_options(words: list[str], left_over: Sequence[str]) -> list[str]:
-    """The words with those before all options that argparse finds no place for behind one.
+def _before_options(words: Sequence[str], left_over: Sequence[str]) -> list[str]:
+    """The words, with those before all options that argparse finds no place for behind one.
 
     Where a word may be left out, Python before 3.13 takes it for left out at the first option.
     """
-    if not left_over or any(word.startswith("-") for word in left_over):
-        return words
+    if any(word.startswith("-") for word in left_over):
+        return list(words)
+    placed = list(reversed(words))
     for word in left_over:
-        words.reverse()
-        words.remove(word)
-        words.reverse()
-    first = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
-    return [*words[:first], *left_over, *words[first:]]
+        placed.remove(word)
+    placed.reverse()
+    first = next((place for place, word in enumerate(placed) if word.startswith("-")), len(placed))
+    return [*placed[:first], *left_over, *placed[first:]]
