@@ -6,6 +6,7 @@ answers with an error, late, or never.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -211,8 +212,8 @@ def abort(device: int) -> bool:
     return True
 
 
-def tune(device: int) -> bool:
-    """Have the kernel move more at once through a mount. False: only root may change that.
+def tune(device: int) -> None:
+    """Have the kernel move more at once through a mount, if it lets us: it lets root only.
 
     It reads files ahead of programs by whole blocks, 1 MiB; unasked by 128 KiB, whatever a FUSE
     process wants, which are eight requests in place of one. And it lets programs write on until it
@@ -220,12 +221,9 @@ def tune(device: int) -> bool:
     them wait, however quick the disk is.
     """
     settings = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}")
-    try:
+    with contextlib.suppress(OSError):
         (settings / "read_ahead_kb").write_text(str(_READ_AHEAD_BYTES >> 10))
         (settings / "max_ratio").write_text(str(_DIRTY_PERCENT))
-    except OSError:
-        return False
-    return True
 
 
 def sync_filesystem(mountpoint: Path, *, detach: bool = False) -> None:
