@@ -129,6 +129,41 @@ def test_buffers_of_all_files_together_are_bounded(rig: VfsRig) -> None:
     assert rig.vfs.files._shared.buffered_bytes <= MAX_BUFFERED_BYTES + BLOCK_BYTES
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+def test_pieces_that_come_out_of_order_are_stored_once(
+    rig: VfsRig, monkeypatch: pytest.MonkeyPatch, is_new: bool
+) -> None:
+    """As the kernel hands over what it gathered once it has caught up with the writer."""
+    size = 12 * BLOCK_BYTES
+    content, first = noise(size, 1), 700_000
+    handle = opened(rig, b"" if is_new else noise(size, 2))
+    stored: list[int] = []
+    put = rig.blocks.put
+    monkeypatch.setattr(rig.blocks, "put", lambda data: stored.append(len(data)) or put(data))
+    starts = [0, *range(first, size, BLOCK_BYTES)]
+    pieces = list(zip(starts, [*starts[1:], size], strict=True))
+    for number in (1, 4, 3, 0, 2, 7, 6, 5, 8, 12, 11, 10, 9):
+        start, end = pieces[number]
+        write(rig, handle, content[start:end], start)
+        assert rig.read(handle, end - start, start) == content[start:end]
+    assert not rig.vfs.files._shared.buffered_bytes, "each block was sealed as soon as it could be"
+    rig.vfs.release(handle)
+    assert stored == [BLOCK_BYTES] * 12
+    assert rig.read(b"/file", len(content)) == content
+
+
+def test_a_block_that_is_never_whole_does_not_hold_up_those_behind_it(rig: VfsRig) -> None:
+    handle = opened(rig)
+    content = bytearray(noise(36 * BLOCK_BYTES))
+    content[1000:BLOCK_BYTES] = bytes(BLOCK_BYTES - 1000)
+    for start in (0, *range(BLOCK_BYTES, len(content), 1 << 18)):
+        end = 1000 if start == 0 else start + (1 << 18)
+        write(rig, handle, bytes(content[start:end]), start)
+        assert rig.vfs.files._shared.buffered_bytes <= MAX_BUFFERED_BYTES
+    rig.vfs.release(handle)
+    assert rig.read(b"/file", len(content)) == content
+
+
 def test_each_descriptor_reads_what_another_has_just_written(rig: VfsRig) -> None:
     one = opened(rig, noise(10_000))
     two = rig.vfs.open(b"/file", os.O_RDONLY)
@@ -169,11 +204,11 @@ def test_small_synced_changes_survive_a_kill_without_a_new_block(rig: VfsRig) ->
     assert rig.files().keys() == before
     for _ in range(2):
         rig.reopen()
-        assert rig.read(b"/file") == content
+        assert rig.read(b"/file", len(content)) == content
     rig.round(seal=True)
     assert len(rig.files()) == 2, "the present and the past"
     rig.reopen()
-    assert rig.read(b"/file") == content
+    assert rig.read(b"/file", len(content)) == content
     assert not rig.contents.patched_nodes()
 
 
@@ -187,7 +222,7 @@ def test_small_synced_appends_survive_a_kill(rig: VfsRig) -> None:
     size = rig.vfs.getattr(b"/file").size
     rig.reopen()
     assert rig.vfs.getattr(b"/file").size == size == len(content)
-    assert rig.read(b"/file") == content
+    assert rig.read(b"/file", len(content)) == content
 
 
 def test_truncating_after_small_synced_changes_brings_nothing_back(rig: VfsRig) -> None:
@@ -262,7 +297,7 @@ def test_a_truncate_that_finds_no_room_changes_nothing(rig: VfsRig, size: int) -
     assert rig.read(handle) == content
     rig.round(seal=True)
     rig.reopen()
-    assert rig.read(b"/file") == content
+    assert rig.read(b"/file", len(content)) == content
     rig.vfs.truncate(b"/file", size)
     rig.vfs.truncate(b"/file", 3 * BLOCK_BYTES)
     assert rig.read(b"/file") == content[:size] + bytes(3 * BLOCK_BYTES - size)
@@ -283,10 +318,10 @@ def test_a_flush_that_fails_half_way_leaves_no_zeros_that_nobody_wrote(
 ) -> None:
     """Buffers are sealed from the front, so the committed size covers only what is sealed."""
     handle = opened(rig)
-    content = noise(BLOCK_BYTES + 5000)
-    # Not from the front, or the first block would be sealed as soon as it is full.
-    write(rig, handle, content[BLOCK_BYTES - 10 :], BLOCK_BYTES - 10)
+    # Without the end of the first block, or that would be sealed as soon as it is whole.
+    content = noise(BLOCK_BYTES - 10) + bytes(10) + noise(5000)
     write(rig, handle, content[: BLOCK_BYTES - 10])
+    write(rig, handle, content[BLOCK_BYTES:], BLOCK_BYTES)
     put, calls = rig.blocks.put, []
 
     def fail_at_the_second(data: memoryview) -> bytes:

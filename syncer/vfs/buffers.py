@@ -1,9 +1,15 @@
-"""The newest bytes of one block of an open file, and how much all of them take."""
+"""The newest bytes of an open file's blocks, and how much those of all files take."""
 
 from __future__ import annotations
 
+import itertools
 import threading
 from dataclasses import dataclass, field
+
+from syncer.codec import BLOCK_BYTES
+
+#: How large a part of a file's buffers go together where room is short.
+_LOWEST_OF = 8
 
 
 @dataclass(slots=True)
@@ -16,6 +22,11 @@ class Buffer:
     end: int = 0
     is_new: bool = False
     """There is a hole below it."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it reaches from the block's beginning to its end."""
+        return self.start == 0 and self.end == BLOCK_BYTES
 
     def covers(self, start: int, end: int) -> bool:
         """Whether the bytes from `start` to `end` are known without the block below."""
@@ -61,3 +72,25 @@ class Shared:
         """Note that buffers have grown or shrunk."""
         with self.lock:
             self.buffered_bytes += change_bytes
+
+
+class Buffers(dict[int, Buffer]):
+    """The buffers of one open file, by the numbers of their blocks."""
+
+    def __init__(self, shared: Shared) -> None:
+        super().__init__()
+        self._shared = shared
+
+    def drop(self, index: int) -> None:
+        """Forget what one holds, if it is there."""
+        buffer = self.pop(index, None)
+        if buffer is not None:
+            self._shared.count(-len(buffer.data))
+
+    def whole_front(self) -> list[int]:
+        """The lowest ones, up to the first that is not whole."""
+        return list(itertools.takewhile(lambda index: self[index].is_whole, sorted(self)))
+
+    def lowest(self) -> list[int]:
+        """Some of the lowest ones, at least one."""
+        return sorted(self)[: len(self) // _LOWEST_OF + 1]

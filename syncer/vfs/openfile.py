@@ -24,7 +24,7 @@ from syncer.errors import MissingError
 from syncer.metadata.contents import RUN_BLOCKS, Contents
 from syncer.metadata.node import Node
 from syncer.metadata.tree import Tree
-from syncer.vfs.buffers import Buffer, Shared
+from syncer.vfs.buffers import Buffer, Buffers, Shared
 from syncer.vfs.filelock import FileLock
 from syncer.vfs.patchlog import MAX_PATCH_BYTES, PatchLog
 from syncer.vfs.pinning import note_content
@@ -59,7 +59,7 @@ class OpenFile:
         self._contents = contents
         self._blocks = blocks
         self._shared = shared
-        self._buffers: dict[int, Buffer] = {}
+        self._buffers = Buffers(shared)
         self._runs: dict[int, bytes] = {} if node.size or node.blocks else {0: b""}
         self._inline = self._load_inline(node)
         self._log = PatchLog()
@@ -211,7 +211,7 @@ class OpenFile:
                 # After the bytes, so that a failed write does not leave a longer file.
                 self.size = max(self.size, offset + done)
             if self._shared.buffered_bytes > MAX_BUFFERED_BYTES:
-                self._seal(list(self._buffers))
+                self._seal(self._buffers.lowest())
 
     def note_write(self, now_ns: int) -> None:
         """The file was written to; its times come with the next flush."""
@@ -225,7 +225,7 @@ class OpenFile:
         end = (index + 1) * BLOCK_BYTES
         self._place({index: self._blocks.put(data)}, max(self._committed_size(), end))
         # Not before: a write that fails for want of room takes nothing away.
-        self._drop_buffer(index)
+        self._buffers.drop(index)
 
     def _write_part(self, index: int, start: int, data: memoryview, now_ns: int) -> None:
         buffer = self._buffers.get(index)
@@ -236,11 +236,14 @@ class OpenFile:
         end = start + len(data)
         if not buffer.takes(start, end):
             self._load(buffer)
+        was_whole = buffer.is_whole
         self._shared.count(buffer.write(start, data))
         self.note_write(now_ns)
-        if end == BLOCK_BYTES and buffer.start == 0:
+        if buffer.is_whole and (end == BLOCK_BYTES or not was_whole):
+            # Not those behind one that is not whole yet: the kernel hands over what it gathered in
+            # pieces that end within blocks, and not in order.
             self.size = max(self.size, (index + 1) * BLOCK_BYTES)
-            self._seal([other for other in self._buffers if other <= index])
+            self._seal(self._buffers.whole_front())
 
     def _known(self, index: int, start: int, length: int) -> bytes:
         """What a buffer that is complete has in this place, else b""."""
@@ -260,11 +263,6 @@ class OpenFile:
             self._buffers[0] = Buffer(bytearray(self._inline), None, 0, len(self._inline))
             self._shared.count(len(self._inline))
             self._inline = None
-
-    def _drop_buffer(self, index: int) -> None:
-        buffer = self._buffers.pop(index, None)
-        if buffer is not None:
-            self._shared.count(-len(buffer.data))
 
     # Sealing
 
@@ -346,7 +344,7 @@ class OpenFile:
                 self._blocks.unname(self._contents.set_inline(self.node_id, data))
                 note_content(self._tree, self._blocks, self.node_id, (), replaces=True)
                 self._contents.drop_patches(self.node_id)
-        self._drop_buffer(0)
+        self._buffers.drop(0)
         self._runs.clear()
         self._inline = data
 
@@ -360,7 +358,7 @@ class OpenFile:
             with memoryview(buffer.data) as whole:
                 block_id = self._blocks.put(whole[:length]) if length else HOLE
             self._place({index: block_id}, max(self._committed_size(), self._end(index)))
-            self._drop_buffer(index)
+            self._buffers.drop(index)
 
     def _length(self, index: int) -> int:
         """How many bytes of the file block `index` covers."""
@@ -468,7 +466,7 @@ class OpenFile:
             blocks = {keep: self._blocks.put(kept)} if kept else {}
             self._place(blocks, size, keep + bool(rest))
         for index in [index for index in self._buffers if index >= keep]:
-            self._drop_buffer(index)
+            self._buffers.drop(index)
         self.size = size
 
     def _loaded(self, index: int) -> Buffer | None:
@@ -496,5 +494,5 @@ class OpenFile:
         """Forget what is buffered: the file has no name and no handle any more."""
         with self.lock:
             for index in list(self._buffers):
-                self._drop_buffer(index)
+                self._buffers.drop(index)
             self.dirty_since_ns = None
