@@ -251,6 +251,17 @@ MUTATIONS = (
         "test_vfs.py::test_a_crash_between_the_halves_brings_one_of_several_names_back",
     ),
     Mutation(
+        5, "what a transaction is changing is looked at", "metadata/known.py",
+        "return self._touched_nodes[number] if self._db.owner == get_ident() else None",
+        "return self._nodes.get(number)",
+        "test_known.py::test_what_a_transaction_has_changed_is_seen_when_it_has_ended",
+    ),
+    Mutation(
+        5, "a name is missing while another file takes it", "vfs/paths.py",
+        "            if number == before:", "            if before:",
+        "test_known.py::test_a_name_is_never_missing_while_it_is_replaced_again_and_again",
+    ),
+    Mutation(
         5, "SIGTERM does not take in what the kernel holds", "process/daemon.py",
         "    def _unmount(self) -> None:\n        self._hand_over()\n",
         "    def _unmount(self) -> None:\n        os._exit(0)\n",
@@ -281,6 +292,11 @@ MUTATIONS = (
         7, "a server without an answer is waited for", "remote/connection.py",
         "patience_seconds = limit_seconds or self._timeout_seconds", "patience_seconds = 1e6",
         "test_remote_sftp.py::test_a_frozen_server_is_noticed_within_the_limit",
+    ),
+    Mutation(
+        7, "a look waits for every transaction", "metadata/known.py",
+        "        if number in self._touched_nodes:", "        if self._touched_nodes:",
+        "test_known.py::test_what_a_transaction_leaves_alone_is_seen_at_once",
     ),
     Mutation(
         7, "who is killed goes on waiting for a writer", "vfs/filelock.py",

@@ -30,6 +30,7 @@ from syncer.errors import CorruptError, FormatError, SyncerError
 from syncer.metadata import redo
 from syncer.metadata.connection import Reader, Row, connect, translate
 from syncer.metadata.schema import META_KEYS, SCHEMA, SCHEMA_VERSION, UPGRADES
+from syncer.metadata.transaction import Transaction
 from syncer.metadata.wal import Wal
 
 #: A change of a name writes some seven pages to the WAL. Small pages halve that against 4096
@@ -69,6 +70,8 @@ class Database:
         self._on_damage: Callable[[], None] = lambda: None
         #: Guards the connection and whatever in-memory state mirrors its rows.
         self.lock = threading.RLock()
+        #: The thread whose transaction is in progress, or None.
+        self.owner: int | None = None
         self._depth = 0
         #: Whether SQLite's transaction is open: that of a group, and of the one in progress.
         self._is_open = False
@@ -86,7 +89,8 @@ class Database:
         self._synced = 0
         self._wal: Wal | None = None
         self._rollback_hooks: list[Callable[[], None]] = []
-        self._transaction = _Transaction(self._begin, self._end)
+        self._end_hooks: list[Callable[[bool], None]] = []
+        self._transaction = Transaction(self._begin, self._end)
         if read_only:
             with self._translated():
                 self._connection = connect(path, apsw.SQLITE_OPEN_READONLY)
@@ -235,6 +239,7 @@ class Database:
                 if not self._is_open:
                     self._open_group()
                 self._changes_before = self._connection.total_changes()
+                self.owner = threading.get_ident()
             self._depth += 1
         except BaseException:
             self.lock.release()
@@ -252,9 +257,12 @@ class Database:
             elif self._statements != []:
                 self._keep()
                 self._ended += 1
+            for hook in self._end_hooks:
+                hook(not failed)
         finally:
             if not self._depth:
                 self._statements = []
+                self.owner = None
             self.lock.release()
 
     def _open_group(self) -> None:
@@ -320,6 +328,11 @@ class Database:
     def on_rollback(self, hook: Callable[[], None]) -> None:
         """Have `hook` called, under `lock`, whenever a transaction did not happen after all."""
         self._rollback_hooks.append(hook)
+
+    def on_end(self, hook: Callable[[bool], None]) -> None:
+        """Have `hook` called, under `lock`, when a transaction ends: with False if it failed, and
+        True if what it did survives."""
+        self._end_hooks.append(hook)
 
     def execute(self, sql: str, bindings: Sequence[Any] = ()) -> None:
         """Run a statement that returns no rows. The caller holds a transaction."""
@@ -476,18 +489,3 @@ class Database:
                 self._wal.close()
                 self._wal = None
             self._connection.close()
-
-
-class _Transaction(contextlib.AbstractContextManager[None]):
-    """What `with db.transaction()` enters and leaves: one object for all, since every file
-    operation does so several times."""
-
-    def __init__(self, begin: Callable[[], None], end: Callable[[bool], None]) -> None:
-        self._begin = begin
-        self._end = end
-
-    def __enter__(self) -> None:
-        self._begin()
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._end(error is not None)

@@ -21,6 +21,7 @@ from syncer.metadata.aliases import Aliases
 from syncer.metadata.contents import INLINE_RUN, Contents
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
+from syncer.metadata.known import NO_NODE, Known, Name
 from syncer.metadata.node import ROOT, Node
 from syncer.metadata.pins import Pins
 from syncer.metadata.provisional import Provisional
@@ -30,9 +31,7 @@ OWN_XATTRS = b"syncer."
 
 #: Node numbers are taken from the database this many at a time; a crash skips the rest.
 _NODE_BATCH = 1024
-_MAX_CACHED = 20_000
-#: In the place of a node's number: there is no such name.
-_NO_NODE = 0
+_MAX_BARE = 20_000
 
 _NODE_COLUMNS = (
     "id, born, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, btime_ns, target,"
@@ -54,9 +53,8 @@ class Tree:
         #: Learns of every name that comes and goes.
         self.pins = Pins(db)
         self.provisional = Provisional(db)
+        self._known = Known(db)
         # These mirror rows and are guarded by db.lock.
-        self._nodes: dict[int, Node] = {}
-        self._names: dict[tuple[int, bytes], int] = {}
         self._node_numbers = iter(range(0))
         #: Nodes that were made lately and never had an extended attribute.
         self._bare: set[int] = set()
@@ -92,8 +90,7 @@ class Tree:
     def forget(self) -> None:
         """Drop all cached rows: a transaction was rolled back, or others changed the tables."""
         with self._db.lock:
-            self._nodes.clear()
-            self._names.clear()
+            self._known.forget()
             self._bare.clear()
             self._contents.forget()
             # Numbers that a transaction took and lost are taken again.
@@ -105,29 +102,35 @@ class Tree:
 
     def node(self, node_id: int) -> Node | None:
         """The node of this number, or None."""
+        return self._known.node(node_id) or self._node(node_id)
+
+    def _node(self, node_id: int) -> Node | None:
         with self._db.lock:
-            node = self._nodes.get(node_id)
+            # It may have become known while this thread waited.
+            node = self._known.node(node_id)
             if node is None:
-                row = self._db.query_one(
-                    f"SELECT {_NODE_COLUMNS} FROM node WHERE id = ?", (node_id,)
-                )
-                if row is None:
-                    return None
-                node = Node(*row)
-                self._remember(node)
+                sql = f"SELECT {_NODE_COLUMNS} FROM node WHERE id = ?"
+                row = self._db.query_one(sql, (node_id,))
+                if row is not None:
+                    node = Node(*row)
+                    self._known.put(node)
             return node
 
     def lookup(self, parent: int, name: bytes) -> int | None:
         """The number of the node that directory `parent` calls `name`, or None."""
-        key = (parent, name)
+        found = self._known.number((parent, name))
+        return (self._number((parent, name)) if found is None else found) or None
+
+    def _number(self, name: Name) -> int:
         with self._db.lock:
-            found = self._names.get(key)
+            found = self._known.number(name)
             if found is None:
-                row = self._db.query_one("SELECT node FROM name WHERE parent = ? AND name = ?", key)
+                sql = "SELECT node FROM name WHERE parent = ? AND name = ?"
+                row = self._db.query_one(sql, name)
                 # The kernel looks a name up, does not find it, and then makes it.
-                found = _NO_NODE if row is None else row[0]
-                self._remember_name(key, found)
-            return found or None
+                found = NO_NODE if row is None else int(row[0])
+                self._known.put_name(name, found)
+            return found
 
     def entries(self, parent: int, after: bytes, limit: int) -> list[tuple[bytes, Node]]:
         """Up to `limit` entries of a directory in the order of their names, from after `after`."""
@@ -162,16 +165,6 @@ class Tree:
         assert row is not None
         return row[0], row[1]
 
-    def _remember(self, node: Node) -> None:
-        if len(self._nodes) >= _MAX_CACHED:
-            del self._nodes[next(iter(self._nodes))]
-        self._nodes[node.id] = node
-
-    def _remember_name(self, key: tuple[int, bytes], node_id: int) -> None:
-        if len(self._names) >= _MAX_CACHED:
-            del self._names[next(iter(self._names))]
-        self._names[key] = node_id
-
     # Nodes
 
     def create(
@@ -195,13 +188,14 @@ class Tree:
                 number, self._epochs.open, mode, uid, gid, rdev, 2 if is_dir else 1, size,
                 now, now, now, now, target,
             )  # fmt: skip
+            # First, so that whoever looks at the directory meanwhile waits: see `known`.
+            self.touch_directory(parent.id, now, 1 if is_dir else 0)
             self._insert(node)
             self._contents.note_new(number)
-            if len(self._bare) >= _MAX_CACHED:
+            if len(self._bare) >= _MAX_BARE:
                 self._bare.clear()
             self._bare.add(number)
             self._add_name(parent.id, name, number)
-            self.touch_directory(parent.id, now, 1 if is_dir else 0)
             return node
 
     def _next_number(self) -> int:
@@ -220,7 +214,7 @@ class Tree:
         )
         self._db.execute("UPDATE usage SET nodes = nodes + 1")
         self._epochs.touch(node.id)
-        self._remember(node)
+        self._known.put(node)
 
     def save(self, node: Node) -> None:
         """Make `node`, a changed copy, the present state of its row."""
@@ -256,7 +250,7 @@ class Tree:
             " atime_ns = ?, mtime_ns = ?, ctime_ns = ?, btime_ns = ?, target = ? WHERE id = ?",
             (*node[1:-1], node.id),
         )
-        self._remember(node)
+        self._known.put(node)
 
     def _keep_past(self, node: Node) -> None:
         """Before a change of a node's row: copy what it was to the past, if it was that before
@@ -273,7 +267,7 @@ class Tree:
             "UPDATE node SET blocks = blocks + ?, born = ? WHERE id = ?",
             (change, self._epochs.open, node_id),
         )
-        self._remember(node._replace(born=self._epochs.open, blocks=node.blocks + change))
+        self._known.put(node._replace(born=self._epochs.open, blocks=node.blocks + change))
 
     def set_atime(self, node_id: int, atime_ns: int) -> None:
         """Record a reading: in place, without a version."""
@@ -296,11 +290,11 @@ class Tree:
             now = self.now_ns()
             node = self.node(node_id)
             assert node is not None
+            self.touch_directory(parent, now)
             node = node.changed(nlink=node.nlink + 1, ctime_ns=now)
             self.save(node)
             self._add_name(parent, name, node_id)
             self.pins.arrived(node_id, parent, is_folder=False)
-            self.touch_directory(parent, now)
             return node
 
     def unlink(self, parent: int, name: bytes, *, keep: bool) -> list[bytes]:
@@ -330,12 +324,12 @@ class Tree:
             self._add_name(new_parent, new_name, node_id)
             node = self.node(node_id)
             assert node is not None
-            self.pins.arrived(node_id, new_parent, is_folder=node.is_dir)
             moved_directory = 1 if node.is_dir and old_parent != new_parent else 0
-            self.save(node.changed(ctime_ns=now))
             self.touch_directory(old_parent, now, -moved_directory)
             if new_parent != old_parent:
                 self.touch_directory(new_parent, now, moved_directory)
+            self.pins.arrived(node_id, new_parent, is_folder=node.is_dir)
+            self.save(node.changed(ctime_ns=now))
 
     def exchange(self, parent_a: int, name_a: bytes, parent_b: int, name_b: bytes) -> None:
         """Swap what two names lead to."""
@@ -363,7 +357,7 @@ class Tree:
             "INSERT INTO name VALUES(?, ?, ?, ?)", (parent, name, node_id, self._epochs.open)
         )
         self._epochs.touch(parent, name)
-        self._remember_name((parent, name), node_id)
+        self._known.put_name((parent, name), node_id)
         self.name_changes += 1
 
     def _remove_name(self, parent: int, name: bytes) -> int:
@@ -379,7 +373,7 @@ class Tree:
             )
         self._db.execute("DELETE FROM name WHERE parent = ? AND name = ?", key)
         self._epochs.touch(parent, name)
-        self._names.pop(key, None)
+        self._known.drop_name(key)
         self.name_changes += 1
         node = self.node(node_id)
         if node is None or node.is_dir:
@@ -425,7 +419,7 @@ class Tree:
         )
         self._epochs.touch(node.id)
         self.aliases.forget(node.id)
-        self._nodes.pop(node.id, None)
+        self._known.drop(node.id)
         return dropped
 
     def _end_rows(self, table: str, columns: str, node_id: int) -> None:

@@ -29,8 +29,16 @@ class Paths:
     def walk(self, path: bytes) -> Node:
         """The node at `path`; ENOENT, ENOTDIR."""
         head, _, name = path.rstrip(b"/").rpartition(b"/")
-        number = self._folder(head)
-        return self.node(self._child(number, name, is_last=True) if name else number)
+        folder = self._folder(head)
+        if not name:
+            return self.node(folder)
+        number = self._child(folder, name, is_last=True)
+        while (node := self._tree.node(number)) is None:
+            # Between the two looks, another file may have taken its place.
+            before, number = number, self._child(folder, name, is_last=True)
+            if number == before:
+                raise _error(errno.ENOENT)
+        return node
 
     def parent(self, path: bytes) -> tuple[Node, bytes]:
         """The directory that holds the last part of `path`, and that part."""

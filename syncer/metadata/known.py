@@ -1,0 +1,104 @@
+"""Nodes and names that are known, so that a look at them waits for nobody else's work.
+
+Each transaction holds the database's lock, and each of its statements lets go of the interpreter:
+between threads that upload, fetch and hash, one of 1 ms may hold the lock for 50. So what it has
+not touched is read without the lock. For what it has, others wait: else the kernel could be told of
+what was there before, and believe it for long, after it has been told of the change.
+"""
+
+from __future__ import annotations
+
+from threading import get_ident
+from typing import TypeVar
+
+from syncer.metadata.db import Database
+from syncer.metadata.node import Node
+
+_MAX_CACHED = 20_000
+#: In the place of a node's number: there is no such name.
+NO_NODE = 0
+
+Name = tuple[int, bytes]
+"""The number of a directory, and what it calls an entry."""
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+
+class Known:
+    """Mirrors rows of `node` and `name`. Safe for use from several threads.
+
+    Two layers: what was true when the last transaction ended, and what the one in progress has
+    touched, which only its thread sees. Whoever puts or drops holds the database's lock.
+    """
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._nodes: dict[int, Node] = {}
+        self._names: dict[Name, int] = {}
+        #: What the transaction in progress has changed or read; None: dropped.
+        self._touched_nodes: dict[int, Node | None] = {}
+        self._touched_names: dict[Name, int | None] = {}
+        db.on_end(self._settle)
+
+    def node(self, number: int) -> Node | None:
+        """The node; None: take the lock, and if it is still not known, look into the table."""
+        if number in self._touched_nodes:
+            return self._touched_nodes[number] if self._db.owner == get_ident() else None
+        return self._nodes.get(number)
+
+    def number(self, name: Name) -> int | None:
+        """What a name leads to, or NO_NODE; None: as with `node`."""
+        if name in self._touched_names:
+            return self._touched_names[name] if self._db.owner == get_ident() else None
+        return self._names.get(name)
+
+    def put(self, node: Node) -> None:
+        """This is the node's row."""
+        if self._db.owner is None:
+            _remember(self._nodes, node.id, node)
+        else:
+            self._touched_nodes[node.id] = node
+
+    def put_name(self, name: Name, number: int) -> None:
+        """The name leads there, or (NO_NODE) nowhere."""
+        if self._db.owner is None:
+            _remember(self._names, name, number)
+        else:
+            self._touched_names[name] = number
+
+    def drop(self, number: int) -> None:
+        """A transaction removes the node."""
+        self._touched_nodes[number] = None
+
+    def drop_name(self, name: Name) -> None:
+        """A transaction removes the name, or is about to have it lead elsewhere."""
+        self._touched_names[name] = None
+
+    def _settle(self, is_kept: bool) -> None:
+        """A transaction has ended; what it did holds from now on, or did not happen."""
+        nodes, names = self._touched_nodes, self._touched_names
+        if is_kept:
+            for number, node in nodes.items():
+                if node is None:
+                    self._nodes.pop(number, None)
+                else:
+                    _remember(self._nodes, number, node)
+            for name, leads_to in names.items():
+                if leads_to is None:
+                    self._names.pop(name, None)
+                else:
+                    _remember(self._names, name, leads_to)
+        # Not before: until then, who looks for it waits for the lock.
+        nodes.clear()
+        names.clear()
+
+    def forget(self) -> None:
+        """Others changed the tables, or a transaction did not happen: nothing is known."""
+        for known in (self._nodes, self._names, self._touched_nodes, self._touched_names):
+            known.clear()
+
+
+def _remember(known: dict[_Key, _Value], key: _Key, value: _Value) -> None:
+    if len(known) >= _MAX_CACHED:
+        del known[next(iter(known))]
+    known[key] = value

@@ -1,0 +1,175 @@
+"""Who looks at what a transaction has not touched does not wait for it; who looks at the rest does.
+
+And who looks a path up while its file is replaced finds one of the two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import pytest
+
+from syncer.metadata.node import ROOT, Node
+from tests.vfs_rig import ME, VfsRig, fast_folder
+
+DIRECTORY = stat.S_IFDIR | 0o755
+#: Long enough for a thread that does not wait for the lock.
+_AT_ONCE_SECONDS = 10.0
+#: Who still waits after it waits for the lock.
+_WAITS_SECONDS = 0.05
+_Result = TypeVar("_Result")
+
+
+@pytest.fixture
+def rig() -> Iterator[VfsRig]:
+    with fast_folder() as folder:
+        rig = VfsRig(folder)
+        yield rig
+        rig.close()
+
+
+class Stage:
+    """This thread is in the middle of a transaction; another one looks."""
+
+    def __init__(self, rig: VfsRig, other: ThreadPoolExecutor) -> None:
+        self._rig = rig
+        self._other = other
+
+    def sees(self, look: Callable[[], _Result]) -> _Result:
+        """What the other thread sees, which it must without waiting."""
+        return self._other.submit(look).result(_AT_ONCE_SECONDS)
+
+    def waits(self, look: Callable[[], _Result]) -> Future[_Result]:
+        """The other thread must wait; what it sees in the end."""
+        begun = threading.Event()
+
+        def begin() -> _Result:
+            begun.set()
+            return look()
+
+        future = self._other.submit(begin)
+        assert begun.wait(_AT_ONCE_SECONDS)
+        with pytest.raises(futures.TimeoutError):
+            future.result(_WAITS_SECONDS)
+        return future
+
+
+@pytest.fixture
+def stage(rig: VfsRig) -> Iterator[Stage]:
+    with ThreadPoolExecutor(4) as other:
+        yield Stage(rig, other)
+
+
+def number_of(rig: VfsRig, name: bytes, parent: int = ROOT) -> int:
+    number = rig.tree.lookup(parent, name)
+    assert number is not None
+    return number
+
+
+def node_of(rig: VfsRig, number: int) -> Node:
+    node = rig.tree.node(number)
+    assert node is not None
+    return node
+
+
+def test_what_a_transaction_leaves_alone_is_seen_at_once(rig: VfsRig, stage: Stage) -> None:
+    rig.make(b"/kept")
+    rig.make(b"/changed")
+    kept, changed = number_of(rig, b"kept"), number_of(rig, b"changed")
+    before = node_of(rig, kept)
+    assert rig.tree.lookup(ROOT, b"missing") is None
+    with rig.tree.transaction():
+        rig.tree.save(node_of(rig, changed).changed(mode=stat.S_IFREG | 0o600))
+        assert stage.sees(lambda: rig.tree.lookup(ROOT, b"kept")) == kept
+        assert stage.sees(lambda: rig.tree.lookup(ROOT, b"missing")) is None
+        assert stage.sees(lambda: rig.tree.node(kept)) == before
+        assert stage.sees(lambda: rig.vfs.getattr(b"/kept")) == before
+
+
+def test_what_a_transaction_has_changed_is_seen_when_it_has_ended(
+    rig: VfsRig, stage: Stage
+) -> None:
+    rig.make(b"/file")
+    number, before = number_of(rig, b"file"), node_of(rig, number_of(rig, b"file"))
+    root = node_of(rig, ROOT)
+    with rig.tree.transaction():
+        rig.tree.save(before.changed(mode=stat.S_IFREG | 0o600))
+        assert node_of(rig, number).mode == stat.S_IFREG | 0o600, "its own thread sees it"
+        waits = stage.waits(lambda: node_of(rig, number))
+        new = rig.tree.create(root, b"new", DIRECTORY, 1, 2)
+        parent = stage.waits(lambda: node_of(rig, ROOT))
+        named = stage.waits(lambda: rig.tree.lookup(ROOT, b"new"))
+    assert waits.result(_AT_ONCE_SECONDS).mode == stat.S_IFREG | 0o600
+    assert parent.result(_AT_ONCE_SECONDS).nlink == root.nlink + 1
+    assert named.result(_AT_ONCE_SECONDS) == new.id
+
+
+def test_what_a_transaction_did_not_do_after_all_was_seen_by_nobody(
+    rig: VfsRig, stage: Stage
+) -> None:
+    rig.make(b"/file")
+    number, before = number_of(rig, b"file"), node_of(rig, number_of(rig, b"file"))
+    with rig.undone_transaction():
+        rig.tree.unlink(ROOT, b"file", keep=False)
+        assert rig.tree.node(number) is None and rig.tree.lookup(ROOT, b"file") is None
+        gone = stage.waits(lambda: rig.tree.node(number))
+        unnamed = stage.waits(lambda: rig.tree.lookup(ROOT, b"file"))
+    assert gone.result(_AT_ONCE_SECONDS) == before == rig.tree.node(number)
+    assert unnamed.result(_AT_ONCE_SECONDS) == number == rig.tree.lookup(ROOT, b"file")
+
+
+def test_a_transaction_that_changes_nothing_leaves_what_is_known(rig: VfsRig) -> None:
+    rig.make(b"/file")
+    before = node_of(rig, number_of(rig, b"file"))
+    rig.tree.forget()
+    with contextlib.suppress(FileExistsError):
+        rig.vfs.mknod(b"/file", stat.S_IFREG, 0, ME)
+    rig.vfs.chmod(b"/file", 0o600)
+    assert rig.vfs.getattr(b"/file").mode == stat.S_IFREG | 0o600 != before.mode
+
+
+def test_who_walks_through_a_folder_that_is_being_moved_does_not_remember_the_old_way(
+    rig: VfsRig, stage: Stage
+) -> None:
+    rig.vfs.mkdir(b"/old", 0o755, ME)
+    rig.make(b"/old/file")
+    folder = number_of(rig, b"old")
+    assert rig.vfs.getattr(b"/old/file")
+    with rig.tree.transaction():
+        rig.tree.rename(ROOT, b"old", ROOT, b"new")
+        walks = stage.waits(lambda: rig.vfs.getattr(b"/old/file"))
+        other = rig.tree.create(node_of(rig, ROOT), b"old", DIRECTORY, 1, 2)
+        rig.tree.create(other, b"file", stat.S_IFREG, 1, 2)
+    assert walks.result(_AT_ONCE_SECONDS).id == number_of(rig, b"file", other.id)
+    assert rig.vfs.getattr(b"/new/file").id == number_of(rig, b"file", folder)
+    assert rig.vfs.getattr(b"/old/file").id == number_of(rig, b"file", other.id)
+
+
+def test_a_name_is_never_missing_while_it_is_replaced_again_and_again(rig: VfsRig) -> None:
+    rig.make(b"/file")
+    stop = threading.Event()
+
+    def look() -> int:
+        missing = 0
+        while not stop.is_set():
+            try:
+                rig.vfs.getattr(b"/file")
+            except FileNotFoundError:
+                missing += 1
+        return missing
+
+    with ThreadPoolExecutor(2) as threads:
+        looks = [threads.submit(look) for _ in range(2)]
+        try:
+            for _ in range(300):
+                rig.make(b"/new")
+                rig.vfs.rename(b"/new", b"/file")
+        finally:
+            stop.set()
+        assert [each.result() for each in looks] == [0, 0]
