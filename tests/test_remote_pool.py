@@ -23,6 +23,7 @@ from syncer.remote.pool import (
     READY,
     READY_AT_ONCE,
     RESERVED,
+    STARTS_AFTER_SECONDS,
     Crowd,
     Pool,
 )
@@ -169,9 +170,25 @@ def test_a_mount_at_a_near_server_opens_few_connections_at_once(
         assert pool._changed.wait_for(lambda: len(pool._lines) == wanted, 10)
     assert server.connections == wanted
     before = range(READY_AT_ONCE, READY) if is_near else ()
-    assert waits == [(count, LATER_SECONDS) for count in before]
+    later = [(count, LATER_SECONDS) for count in before]
+    assert waits == [(0, STARTS_AFTER_SECONDS), *later], "who looks around first comes first"
     pool.close()
     server.close()
+
+
+def test_who_needs_the_server_just_after_the_start_does_not_wait(
+    server: OddServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "STARTS_AFTER_SECONDS", 3600.0)
+    lines = Pool("odd", lambda _: open_connection(server.connect(), 5.0), READY)
+    lines.prepare()
+    try:
+        with lines.session(urgent=True):
+            assert server.connections >= 1
+        with lines._changed:
+            assert lines._changed.wait_for(lambda: len(lines._lines) == READY_AT_ONCE, 10)
+    finally:
+        lines.close()
 
 
 @pytest.mark.parametrize("is_near", [True, False])
