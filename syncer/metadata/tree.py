@@ -37,6 +37,10 @@ _NODE_COLUMNS = (
     "id, born, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, btime_ns, target,"
     " blocks"
 )
+_NAMED_NODE = (
+    "SELECT name.node, node.* FROM name LEFT JOIN node ON node.id = name.node"
+    " WHERE name.parent = ? AND name.name = ?"
+)
 _PAST_NODE = (
     "INSERT INTO node_past SELECT id, born, ?, mode, uid, gid, rdev, nlink, size, atime_ns,"
     " mtime_ns, ctime_ns, btime_ns, target, blocks FROM node WHERE id = ?"
@@ -125,10 +129,12 @@ class Tree:
         with self._db.lock:
             found = self._known.number(name)
             if found is None:
-                sql = "SELECT node FROM name WHERE parent = ? AND name = ?"
-                row = self._db.query_one(sql, name)
+                # With the node, for which whoever looks for a name asks next.
+                row = self._db.query_one(_NAMED_NODE, name)
                 # The kernel looks a name up, does not find it, and then makes it.
                 found = NO_NODE if row is None else int(row[0])
+                if row is not None and row[1] is not None:
+                    self._known.put(Node._make(row[1:]))
                 self._known.put_name(name, found)
             return found
 
