@@ -42,7 +42,7 @@ class Mutation:
 _OPENFILE, _LEDGER, _STORE = "vfs/openfile.py", "blocks/ledger.py", "blocks/store.py"
 _UNDO, _PUBLISH, _COMMITTER = "metadata/undo.py", "exchange/publish.py", "process/committer.py"
 _PRUNE, _SWEEP, _PRUNING = "maintain/prune.py", "maintain/sweep.py", "metadata/pruning.py"
-_SNAPSHOTS = "vfs/snapshots.py"
+_SNAPSHOTS, _KNOWN = "vfs/snapshots.py", "metadata/known.py"
 _POWER = "faults/test_power.py::test_a_power_cut_leaves_what_was_synced_and_nothing_wrong"
 _SERVER_POWER = (
     "faults/test_server_power.py::test_a_power_cut_of_the_server_loses_nothing_that_only_it_had"
@@ -251,10 +251,30 @@ MUTATIONS = (
         "test_vfs.py::test_a_crash_between_the_halves_brings_one_of_several_names_back",
     ),
     Mutation(
-        5, "what a transaction is changing is looked at", "metadata/known.py",
+        5, "what a transaction is changing is looked at", _KNOWN,
         "return self._touched_nodes[number] if self._db.owner == get_ident() else None",
         "return self._nodes.get(number)",
         "test_known.py::test_what_a_transaction_has_changed_is_seen_when_it_has_ended",
+    ),
+    Mutation(
+        5, "a name is learned from rows that are older than its last change", _KNOWN,
+        "                self._recent_names.update(names)\n", "",
+        "test_known.py::test_what_was_changed_since_the_last_commit_is_not_learned",
+    ),
+    Mutation(
+        5, "a node is learned from rows that are older than its last change", _KNOWN,
+        "                self._recent_nodes.update(nodes)\n", "",
+        "test_known.py::test_what_was_changed_since_the_last_commit_is_not_learned",
+    ),
+    Mutation(
+        5, "what another computer changed is learned from older rows", _KNOWN,
+        "            self._is_blind = True\n", "",
+        "test_known.py::test_what_others_have_changed_is_not_learned_before_it_is_committed",
+    ),
+    Mutation(
+        5, "what was read before a change and a commit is learned after them", _KNOWN,
+        "if self._is_blind or self._commits != commits:", "if self._is_blind:",
+        "test_known.py::test_what_changes_while_it_is_read_is_not_learned",
     ),
     Mutation(
         5, "a name is missing while another file takes it", "vfs/paths.py",
@@ -294,9 +314,14 @@ MUTATIONS = (
         "test_remote_sftp.py::test_a_frozen_server_is_noticed_within_the_limit",
     ),
     Mutation(
-        7, "a look waits for every transaction", "metadata/known.py",
+        7, "a look waits for every transaction", _KNOWN,
         "        if number in self._touched_nodes:", "        if self._touched_nodes:",
         "test_known.py::test_what_a_transaction_leaves_alone_is_seen_at_once",
+    ),
+    Mutation(
+        7, "a look for what is not known waits for every transaction", "metadata/tree.py",
+        "found = self._known.learn(name)", "found = None",
+        "test_known.py::test_what_is_not_known_is_learned_without_waiting",
     ),
     Mutation(
         7, "who is killed goes on waiting for a writer", "vfs/filelock.py",

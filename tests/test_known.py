@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -132,6 +132,85 @@ def test_a_transaction_that_changes_nothing_leaves_what_is_known(rig: VfsRig) ->
         rig.vfs.mknod(b"/file", stat.S_IFREG, 0, ME)
     rig.vfs.chmod(b"/file", 0o600)
     assert rig.vfs.getattr(b"/file").mode == stat.S_IFREG | 0o600 != before.mode
+
+
+def forget_names(rig: VfsRig) -> None:
+    """As if others had been looked for since; all that has ended is committed."""
+    rig.tree.forget()
+    rig.db.sync()
+    with rig.tree.transaction():
+        rig.tree.touch_directory(ROOT, rig.tree.now_ns())
+    rig.db.sync()
+
+
+def test_what_is_not_known_is_learned_without_waiting(rig: VfsRig, stage: Stage) -> None:
+    rig.make(b"/file")
+    number, before = number_of(rig, b"file"), node_of(rig, number_of(rig, b"file"))
+    forget_names(rig)
+    with rig.tree.transaction():
+        rig.tree.touch_directory(ROOT, rig.tree.now_ns())
+        assert stage.sees(lambda: rig.tree.lookup(ROOT, b"file")) == number
+        assert stage.sees(lambda: rig.tree.node(number)) == before
+        assert stage.sees(lambda: rig.tree.lookup(ROOT, b"missing")) is None
+
+
+def test_what_was_changed_since_the_last_commit_is_not_learned(rig: VfsRig, stage: Stage) -> None:
+    for name in (b"/gone", b"/changed", b"/moved"):
+        rig.make(name)
+    changed, moved = number_of(rig, b"changed"), number_of(rig, b"moved")
+    forget_names(rig)
+    rig.vfs.unlink(b"/gone")
+    # By its number: not by its name, which a call would have looked for.
+    rig.tree.save(node_of(rig, changed).changed(mode=stat.S_IFREG | 0o600))
+    rig.vfs.rename(b"/moved", b"/new")
+    new = rig.tree.create(node_of(rig, ROOT), b"made", DIRECTORY, 1, 2).id
+    # As if so many others had been looked for that these are not remembered.
+    rig.tree._known._nodes.clear()
+    rig.tree._known._names.clear()
+    with rig.tree.transaction():
+        rig.tree.touch_directory(ROOT, rig.tree.now_ns())
+        names = (b"gone", b"changed", b"moved", b"new")
+        looks = [stage.waits(lambda name=name: rig.tree.lookup(ROOT, name)) for name in names]
+    assert [look.result(_AT_ONCE_SECONDS) for look in looks] == [None, changed, None, moved]
+    assert node_of(rig, changed).mode == stat.S_IFREG | 0o600
+    assert rig.tree.lookup(ROOT, b"made") == new
+
+
+def test_what_others_have_changed_is_not_learned_before_it_is_committed(
+    rig: VfsRig, stage: Stage
+) -> None:
+    """A follower writes into the tables what it has read."""
+    rig.make(b"/file")
+    number = number_of(rig, b"file")
+    forget_names(rig)
+    with rig.tree.transaction():
+        rig.db.execute("DELETE FROM name WHERE node = ?", (number,))
+    rig.tree.forget()
+    with rig.tree.transaction():
+        look = stage.waits(lambda: rig.tree.lookup(ROOT, b"file"))
+    assert look.result(_AT_ONCE_SECONDS) is None
+
+
+@pytest.mark.parametrize("is_committed", [True, False])
+def test_what_changes_while_it_is_read_is_not_learned(
+    rig: VfsRig, monkeypatch: pytest.MonkeyPatch, is_committed: bool
+) -> None:
+    rig.make(b"/file")
+    forget_names(rig)
+    read = rig.db.committed.query_one
+
+    def change_after_reading(sql: str, bindings: Sequence[Any]) -> Any:
+        row = read(sql, bindings)
+        rig.vfs.chmod(b"/file", 0o600)
+        rig.tree._known._nodes.clear()
+        rig.tree._known._names.clear()
+        if is_committed:
+            rig.db.sync()
+        return row
+
+    monkeypatch.setattr(rig.db.committed, "query_one", change_after_reading)
+    assert rig.tree._known.learn((ROOT, b"file")) is None
+    assert rig.vfs.getattr(b"/file").mode == stat.S_IFREG | 0o600
 
 
 def test_who_walks_through_a_folder_that_is_being_moved_does_not_remember_the_old_way(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ _WAL_LIMIT_BYTES = 64 << 20
 #: A transaction's pages stay in memory up to this, besides what is cached. So the transactions of a
 #: group (`redo`) can be done again where the disk is full.
 _SPILL_KIB = 64 << 10
+
+_COMMITTED_CACHE_KIB = 1024
 
 Row = tuple[Any, ...]
 
@@ -32,6 +35,42 @@ class Reader:
     def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """Run a statement once per row; only temporary tables can be changed."""
         self._connection.executemany(sql, rows)
+
+
+class CommittedRows:
+    """Single rows as SQLite last committed them, which needs no lock of the `Database`'s.
+
+    Safe for use from several threads.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        # The lock guards these.
+        self._connection: apsw.Connection | None = None
+        self._is_closed = False
+
+    def query_one(self, sql: str, bindings: Sequence[Any]) -> Row | None:
+        """The first row of a query, or None. Raises SyncerError."""
+        with self._lock:
+            if self._is_closed:
+                raise SyncerError(f"the database {self._path} is closed")
+            try:
+                if self._connection is None:
+                    self._connection = connect(self._path, apsw.SQLITE_OPEN_READONLY)
+                    self._connection.execute(f"PRAGMA cache_size = -{_COMMITTED_CACHE_KIB}")
+                # All of them: a query that has not ended would keep the WAL from beginning anew.
+                rows = self._connection.execute(sql, bindings).fetchall()
+            except apsw.Error as error:
+                raise translate(self._path, error) from error
+            return rows[0] if rows else None
+
+    def close(self) -> None:
+        """Before the database's own connection, which tidies up if it is the last one."""
+        with self._lock:
+            self._is_closed = True
+            if self._connection is not None:
+                self._connection.close()
 
 
 def connect(

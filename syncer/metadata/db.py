@@ -28,7 +28,7 @@ import apsw
 
 from syncer.errors import CorruptError, FormatError, SyncerError
 from syncer.metadata import redo
-from syncer.metadata.connection import Reader, Row, connect, translate
+from syncer.metadata.connection import CommittedRows, Reader, Row, connect, translate
 from syncer.metadata.schema import META_KEYS, SCHEMA, SCHEMA_VERSION, UPGRADES
 from syncer.metadata.transaction import Transaction
 from syncer.metadata.wal import Wal
@@ -90,6 +90,8 @@ class Database:
         self._wal: Wal | None = None
         self._rollback_hooks: list[Callable[[], None]] = []
         self._end_hooks: list[Callable[[bool], None]] = []
+        self._commit_hooks: list[Callable[[], None]] = []
+        self.committed = CommittedRows(path)
         self._transaction = Transaction(self._begin, self._end)
         if read_only:
             with self._translated():
@@ -303,6 +305,8 @@ class Database:
             self._roll_back()
             raise
         self._is_open = False
+        for hook in self._commit_hooks:
+            hook()
         if self._log is not None:
             self._log.restart()
 
@@ -333,6 +337,10 @@ class Database:
         """Have `hook` called, under `lock`, when a transaction ends: with False if it failed, and
         True if what it did survives."""
         self._end_hooks.append(hook)
+
+    def on_commit(self, hook: Callable[[], None]) -> None:
+        """Have `hook` called, under `lock`, when SQLite has committed all that has ended."""
+        self._commit_hooks.append(hook)
 
     def execute(self, sql: str, bindings: Sequence[Any] = ()) -> None:
         """Run a statement that returns no rows. The caller holds a transaction."""
@@ -488,4 +496,5 @@ class Database:
             if self._wal is not None:
                 self._wal.close()
                 self._wal = None
+            self.committed.close()
             self._connection.close()

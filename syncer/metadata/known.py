@@ -8,12 +8,20 @@ what was there before, and believe it for long, after it has been told of the ch
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from threading import get_ident
 from typing import TypeVar
 
+from syncer.errors import SyncerError
 from syncer.metadata.db import Database
 from syncer.metadata.node import Node
 
+#: Bindings: a `Name`. A row has the number that the name leads to, and the node's columns.
+NAMED_NODE = (
+    "SELECT name.node, node.* FROM name LEFT JOIN node ON node.id = name.node"
+    " WHERE name.parent = ? AND name.name = ?"
+)
 _MAX_CACHED = 20_000
 #: In the place of a node's number: there is no such name.
 NO_NODE = 0
@@ -29,6 +37,9 @@ class Known:
 
     Two layers: what was true when the last transaction ended, and what the one in progress has
     touched, which only its thread sees. Whoever puts or drops holds the database's lock.
+
+    What is not known may still be learned without that lock, from the rows that SQLite has
+    committed, but not what a transaction since then has touched.
     """
 
     def __init__(self, db: Database) -> None:
@@ -38,7 +49,16 @@ class Known:
         #: What the transaction in progress has changed or read; None: dropped.
         self._touched_nodes: dict[int, Node | None] = {}
         self._touched_names: dict[Name, int | None] = {}
+        self._lock = threading.Lock()
+        # It guards the next ones, and the step from "not touched since" to "known"; comes last.
+        #: What transactions have touched since the last commit.
+        self._recent_nodes: set[int] = set()
+        self._recent_names: set[Name] = set()
+        self._commits = 0
+        #: Others have changed the tables since the last commit, nobody knows where.
+        self._is_blind = False
         db.on_end(self._settle)
+        db.on_commit(self._note_commit)
 
     def node(self, number: int) -> Node | None:
         """The node; None: take the lock, and if it is still not known, look into the table."""
@@ -51,6 +71,33 @@ class Known:
         if name in self._touched_names:
             return self._touched_names[name] if self._db.owner == get_ident() else None
         return self._names.get(name)
+
+    def learn(self, name: Name) -> int | None:
+        """What the table has for a name: its node's number, or NO_NODE. The node is known then.
+
+        None: that can't be told without the database's lock.
+        """
+        commits = self._commits
+        if name in self._recent_names or name in self._touched_names:
+            return None
+        with contextlib.suppress(SyncerError):
+            row = self._db.committed.query_one(NAMED_NODE, name)
+            node = None if row is None or row[1] is None else Node._make(row[1:])
+            with self._lock:
+                if self._is_blind or self._commits != commits:
+                    return None
+                if name in self._recent_names or name in self._touched_names:
+                    return None
+                if row is None:
+                    _remember(self._names, name, NO_NODE)
+                    return NO_NODE
+                if node is not None and not (
+                    node.id in self._recent_nodes or node.id in self._touched_nodes
+                ):
+                    _remember(self._nodes, node.id, node)
+                    _remember(self._names, name, node.id)
+                    return node.id
+        return None
 
     def put(self, node: Node) -> None:
         """This is the node's row."""
@@ -77,25 +124,37 @@ class Known:
     def _settle(self, is_kept: bool) -> None:
         """A transaction has ended; what it did holds from now on, or did not happen."""
         nodes, names = self._touched_nodes, self._touched_names
-        if is_kept:
-            for number, node in nodes.items():
-                if node is None:
-                    self._nodes.pop(number, None)
-                else:
-                    _remember(self._nodes, number, node)
-            for name, leads_to in names.items():
-                if leads_to is None:
-                    self._names.pop(name, None)
-                else:
-                    _remember(self._names, name, leads_to)
-        # Not before: until then, who looks for it waits for the lock.
-        nodes.clear()
-        names.clear()
+        with self._lock:
+            if is_kept:
+                for number, node in nodes.items():
+                    if node is None:
+                        self._nodes.pop(number, None)
+                    else:
+                        _remember(self._nodes, number, node)
+                for name, leads_to in names.items():
+                    if leads_to is None:
+                        self._names.pop(name, None)
+                    else:
+                        _remember(self._names, name, leads_to)
+                self._recent_nodes.update(nodes)
+                self._recent_names.update(names)
+            # Not before: until then, who looks for it waits for the lock.
+            nodes.clear()
+            names.clear()
+
+    def _note_commit(self) -> None:
+        with self._lock:
+            self._commits += 1
+            self._is_blind = False
+            self._recent_nodes.clear()
+            self._recent_names.clear()
 
     def forget(self) -> None:
         """Others changed the tables, or a transaction did not happen: nothing is known."""
-        for known in (self._nodes, self._names, self._touched_nodes, self._touched_names):
-            known.clear()
+        with self._lock:
+            self._is_blind = True
+            for known in (self._nodes, self._names, self._touched_nodes, self._touched_names):
+                known.clear()
 
 
 def _remember(known: dict[_Key, _Value], key: _Key, value: _Value) -> None:

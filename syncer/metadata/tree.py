@@ -21,7 +21,7 @@ from syncer.metadata.aliases import Aliases
 from syncer.metadata.contents import INLINE_RUN, Contents
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
-from syncer.metadata.known import NO_NODE, Known, Name
+from syncer.metadata.known import NAMED_NODE, NO_NODE, Known, Name
 from syncer.metadata.node import ROOT, Node
 from syncer.metadata.pins import Pins
 from syncer.metadata.provisional import Provisional
@@ -36,10 +36,6 @@ _MAX_BARE = 20_000
 _NODE_COLUMNS = (
     "id, born, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, btime_ns, target,"
     " blocks"
-)
-_NAMED_NODE = (
-    "SELECT name.node, node.* FROM name LEFT JOIN node ON node.id = name.node"
-    " WHERE name.parent = ? AND name.name = ?"
 )
 _PAST_NODE = (
     "INSERT INTO node_past SELECT id, born, ?, mode, uid, gid, rdev, nlink, size, atime_ns,"
@@ -126,17 +122,25 @@ class Tree:
         return (self._number((parent, name)) if found is None else found) or None
 
     def _number(self, name: Name) -> int:
-        with self._db.lock:
+        if not self._db.lock.acquire(blocking=False):
+            # Another thread's transaction is in progress.
+            found = self._known.learn(name)
+            if found is not None:
+                return found
+            self._db.lock.acquire()
+        try:
             found = self._known.number(name)
             if found is None:
                 # With the node, for which whoever looks for a name asks next.
-                row = self._db.query_one(_NAMED_NODE, name)
+                row = self._db.query_one(NAMED_NODE, name)
                 # The kernel looks a name up, does not find it, and then makes it.
                 found = NO_NODE if row is None else int(row[0])
                 if row is not None and row[1] is not None:
                     self._known.put(Node._make(row[1:]))
                 self._known.put_name(name, found)
             return found
+        finally:
+            self._db.lock.release()
 
     def entries(self, parent: int, after: bytes, limit: int) -> list[tuple[bytes, Node]]:
         """Up to `limit` entries of a directory in the order of their names, from after `after`."""
