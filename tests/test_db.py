@@ -10,9 +10,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import apsw
 import pytest
 
 from syncer.metadata.db import Database
+from syncer.metadata.known import NAMED_NODE
 
 
 @pytest.fixture
@@ -82,3 +84,20 @@ def test_closing_it_twice_closes_no_file_of_others(db: Database, tmp_path: Path)
         db.close()
         for other in others:
             os.fstat(other.fileno())
+
+
+def test_a_statement_is_not_prepared_anew_for_other_values(db: Database) -> None:
+    """SQLite would do that to see whether another way is better for them."""
+    asked: list[int] = []
+
+    def authorize(action: int, *about: str | None) -> int:
+        asked.append(action)
+        return apsw.SQLITE_OK
+
+    db._connection.authorizer = authorize
+    db.query(NAMED_NODE, (1, b"a"))
+    assert asked, "what it may do is asked when it is prepared"
+    asked.clear()
+    for number in range(3):
+        db.query(NAMED_NODE, (number, b"%d" % number))
+    assert not asked

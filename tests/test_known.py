@@ -230,6 +230,19 @@ def test_who_walks_through_a_folder_that_is_being_moved_does_not_remember_the_ol
     assert rig.vfs.getattr(b"/old/file").id == number_of(rig, b"file", other.id)
 
 
+def test_what_is_known_is_changed_by_one_thread_at_a_time(rig: VfsRig, stage: Stage) -> None:
+    rig.make(b"/file")
+    number = number_of(rig, b"file")
+    forget_names(rig)
+    # As another thread does that has learned something without the database's lock.
+    with rig.tree._known._lock:
+        node = stage.waits(lambda: rig.tree.node(number))
+    assert node.result(_AT_ONCE_SECONDS) == rig.tree.node(number)
+    with rig.tree._known._lock:
+        missing = stage.waits(lambda: rig.tree.lookup(ROOT, b"missing"))
+    assert missing.result(_AT_ONCE_SECONDS) is None
+
+
 def test_a_name_is_never_missing_while_it_is_replaced_again_and_again(rig: VfsRig) -> None:
     rig.make(b"/file")
     stop = threading.Event()

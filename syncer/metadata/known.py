@@ -50,7 +50,7 @@ class Known:
         self._touched_nodes: dict[int, Node | None] = {}
         self._touched_names: dict[Name, int | None] = {}
         self._lock = threading.Lock()
-        # It guards the next ones, and the step from "not touched since" to "known"; comes last.
+        # It guards the next ones, and every change of what is known; it comes after all others.
         #: What transactions have touched since the last commit.
         self._recent_nodes: set[int] = set()
         self._recent_names: set[Name] = set()
@@ -102,14 +102,16 @@ class Known:
     def put(self, node: Node) -> None:
         """This is the node's row."""
         if self._db.owner is None:
-            _remember(self._nodes, node.id, node)
+            with self._lock:
+                _remember(self._nodes, node.id, node)
         else:
             self._touched_nodes[node.id] = node
 
     def put_name(self, name: Name, number: int) -> None:
         """The name leads there, or (NO_NODE) nowhere."""
         if self._db.owner is None:
-            _remember(self._names, name, number)
+            with self._lock:
+                _remember(self._names, name, number)
         else:
             self._touched_names[name] = number
 
