@@ -110,6 +110,29 @@ def test_what_a_transaction_has_changed_is_seen_when_it_has_ended(
     assert named.result(_AT_ONCE_SECONDS) == new.id
 
 
+def test_who_looks_at_what_is_about_to_be_changed_waits(
+    rig: VfsRig, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first statement on, which is long before the last."""
+    rig.make(b"/file")
+    number, looks = number_of(rig, b"file"), []
+    execute = rig.db.execute
+
+    def look_before(sql: str, bindings: Sequence[Any] = ()) -> None:
+        if not looks:
+            looks.append(stage.waits(lambda: node_of(rig, number)))
+        execute(sql, bindings)
+
+    monkeypatch.setattr(rig.db, "execute", look_before)
+    for change in (
+        lambda: rig.tree.set_atime(number, 7),
+        lambda: rig.tree.save(node_of(rig, number).changed(uid=7)),
+    ):
+        looks.clear()
+        change()
+        assert looks[0].result(_AT_ONCE_SECONDS) == rig.tree.node(number)
+
+
 def test_what_a_transaction_did_not_do_after_all_was_seen_by_nobody(
     rig: VfsRig, stage: Stage
 ) -> None:

@@ -231,6 +231,8 @@ class Tree:
         with self._db.transaction():
             before = self.node(node.id)
             assert before is not None
+            # First, so that whoever looks at it from now on waits: see `known`.
+            self._known.put(before)
             self._keep_past(before)
             self._epochs.touch(node.id)
             self._overwrite(node._replace(born=self._epochs.open, blocks=before.blocks))
@@ -284,6 +286,7 @@ class Tree:
         with self._db.transaction():
             node = self.node(node_id)
             if node is not None:
+                self._known.put(node)
                 self._overwrite(node.changed(atime_ns=atime_ns))
 
     def touch_directory(self, directory: int, now_ns: int, links: int = 0) -> None:
@@ -372,6 +375,7 @@ class Tree:
 
     def _remove_name(self, parent: int, name: bytes) -> int:
         key = (parent, name)
+        self._known.drop_name(key)
         row = self._db.query_one("SELECT node, born FROM name WHERE parent = ? AND name = ?", key)
         assert row is not None
         node_id, born = row
@@ -383,7 +387,6 @@ class Tree:
             )
         self._db.execute("DELETE FROM name WHERE parent = ? AND name = ?", key)
         self._epochs.touch(parent, name)
-        self._known.drop_name(key)
         self.name_changes += 1
         node = self.node(node_id)
         if node is None or node.is_dir:
