@@ -273,7 +273,7 @@ MUTATIONS = (
     ),
     Mutation(
         5, "what was read before a change and a commit is learned after them", _KNOWN,
-        "if self._is_blind or self._commits != commits:", "if self._is_blind:",
+        "self._is_blind or self._commits != commits or", "self._is_blind or",
         "test_known.py::test_what_changes_while_it_is_read_is_not_learned",
     ),
     Mutation(

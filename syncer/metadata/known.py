@@ -8,7 +8,6 @@ what was there before, and believe it for long, after it has been told of the ch
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from threading import get_ident
 from typing import TypeVar
@@ -78,26 +77,30 @@ class Known:
         None: that can't be told without the database's lock.
         """
         commits = self._commits
-        if name in self._recent_names or name in self._touched_names:
+        if self._is_touched(name):
             return None
-        with contextlib.suppress(SyncerError):
+        try:
             row = self._db.committed.query_one(NAMED_NODE, name)
-            node = None if row is None or row[1] is None else Node._make(row[1:])
-            with self._lock:
-                if self._is_blind or self._commits != commits:
-                    return None
-                if name in self._recent_names or name in self._touched_names:
-                    return None
-                if row is None:
-                    _remember(self._names, name, NO_NODE)
-                    return NO_NODE
-                if node is not None and not (
-                    node.id in self._recent_nodes or node.id in self._touched_nodes
-                ):
-                    _remember(self._nodes, node.id, node)
-                    _remember(self._names, name, node.id)
-                    return node.id
-        return None
+        except SyncerError:
+            # Who looks into the table under the lock finds it as well, and tells.
+            return None
+        with self._lock:
+            if self._is_blind or self._commits != commits or self._is_touched(name):
+                return None
+            if row is None:
+                _remember(self._names, name, NO_NODE)
+                return NO_NODE
+            number: int = row[0]
+            # A name without a node is damage, for others to find.
+            if row[1] is None or number in self._recent_nodes or number in self._touched_nodes:
+                return None
+            _remember(self._nodes, number, Node._make(row[1:]))
+            _remember(self._names, name, number)
+            return number
+
+    def _is_touched(self, name: Name) -> bool:
+        """Whether what is committed may not be what a name leads to."""
+        return name in self._touched_names or name in self._recent_names
 
     def put(self, node: Node) -> None:
         """This is the node's row."""
