@@ -14,8 +14,12 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.vfs_rig import VfsRig
 
 ON_CI = bool(os.environ.get("CI"))
 
@@ -137,3 +141,15 @@ def _skipping_fails_on_ci(report: pytest.TestReport | pytest.CollectReport) -> N
     if ON_CI and report.skipped:
         report.outcome = "failed"
         report.longrepr = f"skipped, which is a failure on CI: {report.longrepr}"
+
+
+@pytest.fixture
+def rig() -> Iterator[VfsRig]:
+    """An empty file system without a mount. Where a test needs another one, its module makes it."""
+    # Here, since this file is also tried out in folders of its own.
+    from tests.vfs_rig import VfsRig, fast_folder
+
+    with fast_folder() as folder:
+        rig = VfsRig(folder)
+        yield rig
+        rig.close()

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pytest
 
 from syncer.metadata.node import ROOT, Node
-from tests.vfs_rig import ME, VfsRig, fast_folder
+from tests.vfs_rig import ME, VfsRig
 
 DIRECTORY = stat.S_IFDIR | 0o755
 #: Long enough for a thread that does not wait for the lock.
@@ -24,14 +24,6 @@ _AT_ONCE_SECONDS = 10.0
 #: Who still waits after it waits for the lock.
 _WAITS_SECONDS = 0.05
 _Result = TypeVar("_Result")
-
-
-@pytest.fixture
-def rig() -> Iterator[VfsRig]:
-    with fast_folder() as folder:
-        rig = VfsRig(folder)
-        yield rig
-        rig.close()
 
 
 class Stage:

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import stat
-from collections.abc import Iterator
 
 import pytest
 
 from syncer.vfs.calls import RENAME_EXCHANGE
-from tests.vfs_rig import ME, VfsRig, fast_folder
-
-
-@pytest.fixture
-def rig() -> Iterator[VfsRig]:
-    with fast_folder() as folder:
-        rig = VfsRig(folder)
-        yield rig
-        rig.close()
+from tests.vfs_rig import ME, VfsRig
 
 
 def test_paths_lead_where_their_folders_are_now(rig: VfsRig) -> None:

@@ -6,7 +6,7 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -16,18 +16,10 @@ from syncer.metadata.contents import INLINE_RUN, RUN_BLOCKS
 from syncer.metadata.epochs import FileClock
 from syncer.metadata.node import ROOT, Node, node_base
 from syncer.metadata.tree import Tree
-from tests.vfs_rig import MACHINE, VfsRig, fast_folder
+from tests.vfs_rig import MACHINE, VfsRig
 
 FILE = stat.S_IFREG | 0o644
 DIRECTORY = stat.S_IFDIR | 0o755
-
-
-@pytest.fixture
-def rig() -> Iterator[VfsRig]:
-    with fast_folder() as folder:
-        rig = VfsRig(folder)
-        yield rig
-        rig.close()
 
 
 def root(tree: Tree) -> Node:

@@ -7,7 +7,6 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -22,14 +21,6 @@ from syncer.vfs.calls import RENAME_EXCHANGE, RENAME_NOREPLACE, Caching
 from syncer.vfs.openfile import OpenFile
 from tests.remote_contract import eventually
 from tests.vfs_rig import INLINE_BYTES, ME, State, VfsRig, fast_folder
-
-
-@pytest.fixture
-def rig() -> Iterator[VfsRig]:
-    with fast_folder() as folder:
-        rig = VfsRig(folder)
-        yield rig
-        rig.close()
 
 
 def fails(number: int, call: object, *arguments: object) -> None:

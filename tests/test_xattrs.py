@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.mounted import BINDINGS, mounted
-from tests.vfs_rig import VfsRig, fast_folder
+from tests.vfs_rig import VfsRig
 
 LABEL = b"security.selinux"
-
-
-@pytest.fixture
-def rig() -> Iterator[VfsRig]:
-    with fast_folder() as folder:
-        rig = VfsRig(folder)
-        yield rig
-        rig.close()
 
 
 def error_of(rig: VfsRig, path: bytes, name: bytes) -> str:
