@@ -30,7 +30,7 @@ from syncer.errors import (
     SyncerError,
     UsageError,
 )
-from syncer.exchange import checkpoint, outgoing, publish, recover, writers
+from syncer.exchange import checkpoint, outgoing, publish, recover, roles, writers
 from syncer.exchange.incoming import Touched
 from syncer.exchange.publish import Publisher
 from syncer.exchange.recover import clone
@@ -1578,6 +1578,22 @@ def test_the_thread_publishes_and_ends(laptop: Machine) -> None:
     finally:
         loop.stop()
     assert "syncer-publisher" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_the_thread_leaves_who_has_just_mounted_alone_unless_somebody_asks(
+    laptop: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roles, "STARTS_AFTER_SECONDS", 3600.0)
+    stepped = threading.Event()
+    monkeypatch.setattr(laptop.exchange, "step", lambda: stepped.set() or False)
+    loop = ExchangeLoop(laptop.exchange, interval_seconds=30.0)
+    loop.start()
+    try:
+        assert not stepped.wait(0.1)
+        loop.step_now(10.0)
+        assert stepped.is_set()
+    finally:
+        loop.stop()
 
 
 def test_the_thread_outlives_a_remote_that_is_away(laptop: Machine) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from syncer.errors import OfflineError
 from syncer.remote import Location, pool
+from syncer.remote.base import STARTS_AFTER_SECONDS
 from syncer.remote.connection import Connection
 from syncer.remote.pool import (
     CALLERS,
@@ -23,7 +24,6 @@ from syncer.remote.pool import (
     READY,
     READY_AT_ONCE,
     RESERVED,
-    STARTS_AFTER_SECONDS,
     Crowd,
     Pool,
 )

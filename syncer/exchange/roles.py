@@ -42,7 +42,7 @@ from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
 from syncer.metadata.node import node_base
 from syncer.metadata.pruning import prune
-from syncer.remote.base import Remote
+from syncer.remote.base import STARTS_AFTER_SECONDS, Remote
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +52,6 @@ _MAX_TOUCHED = 50_000
 _NOTE_SECONDS = 3600.0
 #: How often a writer with nothing to publish looks whether it still is one.
 _LOOK_SECONDS = 5.0
-#: Whoever has just mounted looks around first, and to log in to the server takes the processors.
-_BEGINS_AFTER_SECONDS = 0.3
 #: Between two steps of the thread: the least, and after what only a person can set right.
 _PAUSE_SECONDS = 0.2
 _FAILURE_SECONDS = 60.0
@@ -463,7 +461,7 @@ class ExchangeLoop:
             self._thread = None
 
     def _run(self) -> None:
-        self._hurried.wait(_BEGINS_AFTER_SECONDS)
+        self._hurried.wait(STARTS_AFTER_SECONDS)
         while not self._stopping.is_set():
             # Before the step, so that a kick during it is not lost.
             with self._stepped:

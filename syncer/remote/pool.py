@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from ..errors import OfflineError, SyncerError
+from .base import STARTS_AFTER_SECONDS
 from .connection import Connection, DroppedError
 from .session import Session
 
@@ -32,9 +33,6 @@ OPENING_AT_ONCE = 2
 """Servers drop connections when many are not logged in yet (MaxStartups 10:30:100)."""
 READY = 4
 """Connections that `prepare` opens to a near server: one for urgent callers, the others for all."""
-STARTS_AFTER_SECONDS = 0.3
-"""Nothing is opened in the background before: whoever has just mounted looks around first, and each
-login takes a tenth of a second of the processors."""
 READY_AT_ONCE = 2
 """So many of these at once, since the first reads after a start want the processors; the others
 after `LATER_SECONDS` each. Over a line whose round trip is longer than `NEAR_SECONDS` all at once:
