@@ -176,6 +176,16 @@ MUTATIONS = (
         "test_blocks.py::test_who_reads_a_damaged_copy_while_another_mends_it_gets_no_damaged_byte",
     ),
     Mutation(
+        4, "a block's open file is read though somebody wrote to it", "blocks/cache.py",
+        "            if _stamp(os.fstat(file.descriptor)) == stamp:\n", "            if file:\n",
+        "test_cache.py::test_a_verified_file_that_somebody_writes_to_is_verified_no_more",
+    ),
+    Mutation(
+        6, "a removed block's file stays open, and takes room", "blocks/cache.py",
+        "                self._open_files.pop(block_id, None)\n", "",
+        "test_cache.py::test_a_removed_file_is_not_kept_open",
+    ),
+    Mutation(
         4, "local files are not verified", _STORE,
         "return fits and codec.block_id(content, self.seed) == block_id", "return fits",
         "test_blocks.py::test_a_damaged_local_copy_is_fetched_again_and_set_aside",

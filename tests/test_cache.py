@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,13 +45,28 @@ def wait_for(condition: Callable[[], bool]) -> None:
 # Files
 
 
+def read_verified(cache: Cache, block_id: bytes, offset: int = 0) -> bytes | None:
+    buffer = bytearray(7)
+    count = cache.read_verified(block_id, offset, memoryview(buffer))
+    return None if count is None else bytes(buffer[:count])
+
+
+def add_verified(cache: Cache, block_id: bytes, content: bytes) -> None:
+    cache.add(block_id, content)
+    cache.set_verified(block_id, cache.stamp(block_id))
+
+
+def open_block_files(cache: Cache) -> list[str]:
+    """What this process has open in the cache, with " (deleted)" behind what is gone."""
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    targets = [os.readlink(link) for link in links if os.path.lexists(link)]
+    return [target for target in targets if target.startswith(str(cache.folder))]
+
+
 def test_what_is_added_can_be_read_whole_and_in_parts(cache: Cache) -> None:
     cache.add(A, b"some content")
     assert cache.has(A) and not cache.has(B)
     assert cache.read(A, 100) == b"some content" and cache.read(A, 4) == b"some"
-    buffer = bytearray(7)
-    assert cache.read_into(A, 5, memoryview(buffer)) == 7 and buffer == b"content"
-    assert cache.read_into(A, 100, memoryview(buffer)) == 0
     assert cache.ids(1) == [A] and cache.ids(2) == []
 
 
@@ -65,11 +81,72 @@ def test_a_file_that_is_not_there_is_a_miss(cache: Cache) -> None:
         cache.read(A, 1)
     with pytest.raises(MissingError):
         cache.open(A)
-    with pytest.raises(MissingError):
-        cache.read_into(A, 0, memoryview(bytearray(1)))
+    assert read_verified(cache, A) is None
     cache.remove([A])
     cache.set_aside(A)
     assert cache.sync([A]) == []
+
+
+def test_only_what_is_verified_is_read_as_such(cache: Cache) -> None:
+    cache.add(A, b"some content")
+    assert read_verified(cache, A) is None
+    cache.set_verified(A, cache.stamp(A))
+    assert read_verified(cache, A, 5) == b"content"
+    assert read_verified(cache, A, 100) == b""
+
+
+def test_a_verified_file_that_somebody_writes_to_is_verified_no_more(cache: Cache) -> None:
+    add_verified(cache, A, b"content")
+    assert read_verified(cache, A) == b"content"
+    (path,) = cache.folder.glob("01/*")
+    with path.open("r+b") as file:
+        file.write(b"damaged")
+    assert read_verified(cache, A) is None
+    add_verified(cache, A, b"another")
+    assert read_verified(cache, A) == b"another"
+
+
+def test_a_removed_file_is_not_kept_open(cache: Cache) -> None:
+    add_verified(cache, A, b"content")
+    add_verified(cache, B, b"content")
+    assert read_verified(cache, A) == read_verified(cache, B) == b"content"
+    assert len(open_block_files(cache)) == 2
+    cache.remove([A])
+    cache.set_aside(B)
+    assert not open_block_files(cache)
+    assert read_verified(cache, A) is None
+
+
+def test_a_file_that_goes_while_it_is_opened_is_not_kept_open(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_verified(cache, A, b"content")
+    real_open = os.open
+
+    def open_and_remove(*arguments: Any) -> int:
+        descriptor = real_open(*arguments)
+        cache.remove([A])
+        return descriptor
+
+    monkeypatch.setattr(os, "open", open_and_remove)
+    assert read_verified(cache, A) is None
+    assert not open_block_files(cache)
+
+
+def test_a_verified_file_that_is_gone_is_a_miss(cache: Cache) -> None:
+    add_verified(cache, A, b"content")
+    (path,) = cache.folder.glob("01/*")
+    path.unlink()
+    with pytest.raises(MissingError):
+        read_verified(cache, A)
+
+
+def test_few_files_stay_open(cache: Cache) -> None:
+    for number in range(300):
+        block_id = number.to_bytes(2, "big") * 8
+        add_verified(cache, block_id, b"content")
+        assert read_verified(cache, block_id) == b"content"
+    assert len(open_block_files(cache)) == 256
 
 
 def test_a_reader_keeps_what_it_opened_while_the_file_goes(cache: Cache) -> None:

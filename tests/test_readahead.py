@@ -54,10 +54,15 @@ def test_the_line_asks_for_no_more_than_the_setting_allows() -> None:
     assert ahead.wanted(REQUEST, REQUEST, LEAD_BYTES) == (1, 4)
 
 
-def test_who_leaps_is_not_led_far_over_any_line() -> None:
-    ahead = ReadAhead(MOST_BLOCKS)
-    for block in (30, 50, 10):
-        assert ahead.wanted(block * BLOCK_BYTES, 4096, LEAD_BYTES) == (block + 1, block + 2)
+def test_who_leaps_is_led_only_when_the_reading_goes_on() -> None:
+    for lead_bytes, window_blocks in ((0, 2), (LEAD_BYTES, LEAD_BLOCKS)):
+        ahead = ReadAhead(MOST_BLOCKS)
+        for block in (30, 50, 10):
+            assert ahead.wanted(block * BLOCK_BYTES, 4096, lead_bytes) is None
+        assert ahead.wanted(10 * BLOCK_BYTES + 4096, REQUEST, lead_bytes) == (
+            11,
+            10 + window_blocks,
+        )
     # A preview in the middle of a photo's first block.
     ahead = ReadAhead(MOST_BLOCKS)
     assert ahead.wanted(0, REQUEST, LEAD_BYTES) is None

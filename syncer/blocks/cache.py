@@ -35,6 +35,8 @@ FRONT_BLOCKS = 4096
 _VERIFIED_BLOCKS = 1 << 16
 #: From so many files on, one syncfs is cheaper than an fsync for each and for its folder.
 _SYNCFS_FILES = 16
+#: Block files that stay open for the next read; a process may mostly have 1,024.
+_OPEN_FILES = 256
 #: Damaged copies that are kept; they are outside the limit, so they must stay few.
 _DAMAGED_FILES = 8
 
@@ -44,6 +46,20 @@ Stamp = tuple[int, int, int]
 _BLOCK_NAME = re.compile(r"[0-9a-f]{32}")
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _OpenFile:
+    """A descriptor that is closed when nobody has it any more."""
+
+    __slots__ = ("descriptor",)
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        # Also called where `open` has failed.
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
 
 
 class Cache:
@@ -71,6 +87,8 @@ class Cache:
         self._front: cachetools.LRUCache[bytes, None] = cachetools.LRUCache(math.inf)
         self._uses = 0
         self._verified: cachetools.LRUCache[bytes, Stamp] = cachetools.LRUCache(_VERIFIED_BLOCKS)
+        #: Of verified blocks only; the first opened first.
+        self._open_files: dict[bytes, _OpenFile] = {}
         if is_owner:
             with _translated(self._base):
                 self._make_folders()
@@ -119,14 +137,36 @@ class Cache:
         with _translated(path):
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def read_into(self, block_id: bytes, offset: int, buffer: memoryview) -> int:
-        """Read from a block's file into `buffer`; returns how many bytes. Raises MissingError."""
-        descriptor = self.open(block_id)
-        try:
-            with _translated(self._base):
-                return os.preadv(descriptor, [buffer], offset)
-        finally:
-            os.close(descriptor)
+    def read_verified(self, block_id: bytes, offset: int, buffer: memoryview) -> int | None:
+        """Read from a block's file into `buffer`; returns how many bytes.
+
+        None: it is not verified, or not as it was when it was. Raises MissingError.
+        """
+        with self._lock:
+            stamp = self._verified.get(block_id)
+            file = self._open_files.get(block_id)
+        if stamp is None:
+            return None
+        with _translated(self._base):
+            if file is None:
+                file = self._open(block_id, stamp)
+            # One that was opened once stays what it is, unless somebody writes to it.
+            if _stamp(os.fstat(file.descriptor)) == stamp:
+                return os.preadv(file.descriptor, [buffer], offset)
+        with self._lock:
+            if self._open_files.get(block_id) is file:
+                del self._open_files[block_id]
+        return None
+
+    def _open(self, block_id: bytes, stamp: Stamp) -> _OpenFile:
+        file = _OpenFile(self._path(block_id))
+        with self._lock:
+            # Not if it has been removed meanwhile: it would take room on the disk.
+            if self._verified.get(block_id) == stamp:
+                if len(self._open_files) >= _OPEN_FILES:
+                    del self._open_files[next(iter(self._open_files))]
+                self._open_files[block_id] = file
+        return file
 
     def read(self, block_id: bytes, max_bytes: int) -> bytes:
         """A block's file, but never more than `max_bytes` of it. Raises MissingError."""
@@ -232,7 +272,7 @@ class Cache:
             found = os.stat(self._path(block_id))
         except OSError:
             return None
-        return found.st_ino, found.st_size, found.st_ctime_ns
+        return _stamp(found)
 
     def is_verified(self, block_id: bytes) -> bool:
         """Whether this process has seen that the file, as it is now, matches its id."""
@@ -249,6 +289,7 @@ class Cache:
                 self._verified[block_id] = stamp
             else:
                 self._verified.pop(block_id, None)
+                self._open_files.pop(block_id, None)
 
     def touch(self, block_id: bytes) -> bool:
         """Note that a block was used just now; True when the order ought to be written down."""
@@ -271,6 +312,10 @@ class Cache:
 
     def __repr__(self) -> str:
         return f"<Cache {self._base} {self.budget!r}>"
+
+
+def _stamp(found: os.stat_result) -> Stamp:
+    return found.st_ino, found.st_size, found.st_ctime_ns
 
 
 def _fsync(path: str) -> None:

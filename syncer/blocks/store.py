@@ -145,9 +145,9 @@ class Blocks(Ledger):
         Raises CorruptError if each copy is damaged; MissingError if there is none at all, as with a
         block that was dropped meanwhile; OfflineError; and what else `Remote.get` raises.
         """
-        if self.cache.is_verified(block_id):
-            with contextlib.suppress(MissingError, PermanentError):
-                count = self.cache.read_into(block_id, offset, buffer)
+        with contextlib.suppress(MissingError, PermanentError):
+            count = self.cache.read_verified(block_id, offset, buffer)
+            if count is not None:
                 self._touch(block_id)
                 return count
         if self._heads.read_into(block_id, offset, buffer):

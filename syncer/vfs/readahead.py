@@ -14,8 +14,9 @@ class ReadAhead:
     """Notices that a reader is sequential and says which blocks to fetch next.
 
     The kernel's own read-ahead sends requests of 128 KiB out of order, so "sequential" means
-    near the expected place, not at it. Reads of the file's very beginning count as the start of
-    a sequence only with their second block, so that a look at a photo's header fetches no more.
+    near the expected place, not at it. Who leaps is asked for nothing before the next read goes on
+    from there. Reads of the file's very beginning count as the start of a sequence only with their
+    second block, so that a look at a photo's header fetches no more.
     """
 
     def __init__(self, max_blocks: int) -> None:
@@ -37,6 +38,7 @@ class ReadAhead:
         if abs(offset - self._next_offset) > BLOCK_BYTES:
             self._window_blocks = 0
             self._next_offset = end
+            return None
         self._next_offset = max(self._next_offset, end)
         if not self._window_blocks:
             if end < BLOCK_BYTES and not lead_blocks:
