@@ -99,6 +99,51 @@ def test_what_is_written_while_uploads_run_is_uploaded_too(work: Work) -> None:
     assert len(work.remote.objects) == 30
 
 
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has written a block counts as writing on for long."""
+    monkeypatch.setattr("syncer.transfer.giveway._QUIET_SECONDS", 60.0)
+    monkeypatch.setattr("syncer.transfer.giveway._LONGEST_SECONDS", 60.0)
+
+
+@pytest.mark.usefixtures("patience")
+def test_uploads_wait_while_a_program_writes_but_not_when_somebody_waits_for_them(
+    work: Work,
+) -> None:
+    work.transfer.start()
+    for number in range(20):
+        work.write(content(number))
+        work.transfer.kick()
+        time.sleep(0.05)
+    assert not work.remote.objects
+    assert work.transfer.flush(10)
+    assert len(work.remote.objects) == 20
+
+
+@pytest.mark.usefixtures("patience")
+def test_uploads_do_not_wait_where_room_is_short(tmp_path: Path) -> None:
+    work = Work(tmp_path, limit_bytes=4_000_000)
+    work.transfer.start()
+    try:
+        for number in range(80):
+            work.write(content(number))
+        time.sleep(0.5)
+        assert not work.remote.objects
+        for number in range(80, 120):
+            work.write(content(number))
+        wait_for(lambda: len(work.remote.objects) > 0)
+    finally:
+        work.close()
+
+
+@pytest.mark.usefixtures("patience")
+def test_uploads_to_a_far_server_do_not_wait(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(work.remote), "is_far", True)
+    work.transfer.start()
+    work.write(content(1))
+    wait_for(lambda: len(work.remote.objects) > 0)
+
+
 def test_the_oldest_go_first(tmp_path: Path) -> None:
     work = Work(tmp_path, upload_workers=1)
     ids = [work.write(content(number)) for number in range(30)]
@@ -203,8 +248,9 @@ def test_what_can_not_be_confirmed_is_uploaded_again(tmp_path: Path, error: Sync
         wait_for(lambda: work.remote.calls["stat"] >= 1)
 
         def is_uploaded() -> bool:
-            # Whoever looks after an error of the login waits for long.
+            # After an error of the login, all wait for long, unless somebody has them try again.
             work.remote.check()
+            work.transfer.uploads.retry()
             return not work.blocks.is_dirty(block_id)
 
         wait_for(is_uploaded, 30)

@@ -74,6 +74,11 @@ class Ledger:
         row = self._db.query_one(f"SELECT max({column}) FROM block WHERE {where}")
         return int(row[0] or 0) if row else 0
 
+    @property
+    def newest_dirty(self) -> int:
+        """The place in the queue that the newest dirty block got; it only grows."""
+        return self._next_dirty - 1
+
     def usage(self) -> Usage:
         """What is local, as of now."""
         row = self._db.query_one(

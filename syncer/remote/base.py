@@ -194,6 +194,11 @@ class Remote(ABC):
         requests travel; 0 if that is not known, or does not matter."""
         return 0
 
+    @property
+    def is_far(self) -> bool:
+        """Whether it is known that round trips, rather than processors, take the time."""
+        return False
+
     @abstractmethod
     def close(self) -> None:
         """Drop all connections. Calls under way and later ones fail with `OfflineError`."""

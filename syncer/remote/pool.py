@@ -201,8 +201,13 @@ class Pool:
         opened together, since there each takes as long as many."""
         return max(1, self._missing(self._ordinary_limit)) if self._is_far() else 1
 
+    @property
+    def is_far(self) -> bool:
+        """Whether it is known that a round trip takes long."""
+        with self._changed:
+            return self._is_far()
+
     def _is_far(self) -> bool:
-        """Whether it is known that the server is."""
         return bool(self._lines) and self._round_trip_seconds() >= NEAR_SECONDS
 
     def _may_use_another(self, urgent: bool) -> bool:

@@ -107,6 +107,10 @@ class SftpRemote(FileRemote):
     def lead_bytes(self) -> int:
         return self._windows.down.lead_bytes
 
+    @property
+    def is_far(self) -> bool:
+        return self._pool.is_far
+
     def close(self) -> None:
         with self._lock:
             self._closed = True

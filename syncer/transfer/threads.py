@@ -18,6 +18,7 @@ from syncer.codec import HOLE
 from syncer.config import Config
 from syncer.errors import SyncerError
 from syncer.remote.base import Remote
+from syncer.transfer.giveway import GiveWay
 from syncer.transfer.uploads import Uploads, UploadStatus
 from syncer.transfer.workers import Crew
 
@@ -69,6 +70,7 @@ class Transfer:
         self, blocks: Blocks, remote: Remote, config: Config, *, settle_seconds: float = 30.0
     ) -> None:
         self._blocks = blocks
+        self._remote = remote
         #: Called when only what is dirty, held or pinned is left to evict.
         self.on_short: Callable[[], None] = lambda: None
         self._crew = Crew()
@@ -78,6 +80,7 @@ class Transfer:
             self._crew.stopping,
             bytes_per_second=config.upload_bytes_per_second,
             settle_seconds=settle_seconds,
+            gives_way=GiveWay(lambda: blocks.newest_dirty, self._may_wait),
         )
         self._wishes = _Wishes(_READ_AHEAD_BLOCKS)
         for number in range(config.upload_workers):
@@ -116,6 +119,11 @@ class Transfer:
                 return False
             self.uploads.wait_changed(min(remaining, _EVICT_SECONDS))
         return True
+
+    def _may_wait(self) -> bool:
+        """Whether uploads may leave the processors to others for a moment."""
+        budget = self._blocks.cache.budget
+        return not self._remote.is_far and 2 * budget.used_bytes < budget.limit_bytes
 
     def read_ahead(self, block_ids: Sequence[bytes], heads_only: bool = False) -> None:
         """These, or their beginnings, will soon be read. Never waits, promises nothing."""

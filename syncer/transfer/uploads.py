@@ -25,6 +25,7 @@ from syncer.blocks.store import Blocks
 from syncer.errors import CorruptError, OfflineError, PermanentError, SyncerError
 from syncer.rates import MovingRate, RateLimit
 from syncer.remote.base import Remote
+from syncer.transfer.giveway import GiveWay
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class Uploads:
         *,
         bytes_per_second: int = 0,
         settle_seconds: float = 30.0,
+        gives_way: GiveWay | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limit = RateLimit(bytes_per_second)
@@ -90,6 +92,7 @@ class Uploads:
         self._changed = threading.Condition(lock)
         self._work = threading.Condition(lock)
         # The lock, which both share, guards everything below. It comes before db.lock.
+        self._gives_way = gives_way
         self._is_watched = False
         self._queue: deque[bytes] = deque()
         self._place = 0
@@ -139,8 +142,11 @@ class Uploads:
             self._work.notify_all()
 
     def retry(self) -> None:
-        """An obstacle may be gone: end every pause, and try damaged blocks again."""
+        """Somebody waits, or an obstacle may be gone: end every pause, and try damaged blocks
+        again."""
         with self._changed:
+            if self._gives_way is not None:
+                self._gives_way.hurry(self._clock())
             self._looked_at = self._resume_at = self._rewound_at = float("-inf")
             self._aside.clear()
             self._work.notify_all()
@@ -185,7 +191,7 @@ class Uploads:
                 return None
             if not self._queue:
                 self._refill(now)
-            if not self._queue:
+            if not self._queue or (self._gives_way is not None and self._gives_way.waits(now)):
                 self._rest()
                 return None
             block_id = self._queue.popleft()
