@@ -165,7 +165,7 @@ class Config:
         ),
     )
     inline_limit_bytes: int = field(
-        default=4096,
+        default=32 << 10,
         metadata=_setting(
             "inline_limit",
             a_size(1, 65536, none="none"),
@@ -177,7 +177,8 @@ class Config:
         metadata=_setting(
             "inline_total",
             a_size(1_000_000, 10**12, none="none"),
-            "At most this much of such files in total; it counts into max_size.",
+            "At most this much of such files in total; it counts into max_size. One may take a"
+            " 512th of what is left of it, so that the smallest find room longest.",
         ),
     )
 

@@ -181,6 +181,18 @@ MUTATIONS = (
         "test_cache.py::test_a_verified_file_that_somebody_writes_to_is_verified_no_more",
     ),
     Mutation(
+        6, "larger files fill the room of the smallest", "vfs/openfile.py",
+        "return size * _INLINE_SHARE <= shared", "return size <= shared",
+        "test_openfile.py::"
+        "test_tiny_files_become_blocks_when_there_are_too_many_the_larger_ones_first",
+    ),
+    Mutation(
+        6, "uploads wait though room is short", "transfer/threads.py",
+        "return not self._remote.is_far and 2 * budget.used_bytes < budget.limit_bytes",
+        "return not self._remote.is_far",
+        "test_transfer.py::test_uploads_do_not_wait_where_room_is_short",
+    ),
+    Mutation(
         6, "a removed block's file stays open, and takes room", "blocks/cache.py",
         "                self._open_files.pop(block_id, None)\n", "",
         "test_cache.py::test_a_removed_file_is_not_kept_open",

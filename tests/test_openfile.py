@@ -62,13 +62,16 @@ def test_a_tiny_file_needs_no_block_and_a_longer_one_does(rig: VfsRig) -> None:
     assert rig.contents.inline(rig.vfs.getattr(handle).id) == b"x" * 10
 
 
-def test_tiny_files_become_blocks_when_there_are_too_many() -> None:
+def test_tiny_files_become_blocks_when_there_are_too_many_the_larger_ones_first() -> None:
     with fast_folder() as folder:
-        rig = VfsRig(folder, inline_total_bytes=10_000)
+        # Room for two, until a 512th of what is left is less than one of them takes.
+        rig = VfsRig(folder, inline_total_bytes=INLINE_BYTES * 512 + 2 * INLINE_BYTES - 1)
         for number in range(5):
             rig.make(b"/%d" % number, noise(INLINE_BYTES, number))
         assert rig.blocks.usage().inline_bytes == 2 * INLINE_BYTES
         assert len(rig.files()) == 3
+        rig.make(b"/smaller", noise(INLINE_BYTES // 2))
+        assert len(rig.files()) == 3, "smaller ones still find room"
         assert all(rig.read(b"/%d" % n) == noise(INLINE_BYTES, n) for n in range(5))
         rig.close()
 

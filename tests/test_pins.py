@@ -41,7 +41,11 @@ class Rig:
     def __init__(self, folder: Path, limit_bytes: int = 100 * MB, name: str = "data") -> None:
         self.remote = folder / "remote"
         self.data = folder / name
-        self.config = Config(str(self.remote), limit_bytes, min_free_bytes=0, timeout_seconds=2.0)
+        # The contents of these tests, of 20 kB, are blocks.
+        self.config = Config(
+            str(self.remote), limit_bytes, min_free_bytes=0, timeout_seconds=2.0,
+            inline_limit_bytes=4096,
+        )  # fmt: skip
         make = clone_repository if self.remote.exists() else create_repository
         make(self.data, self.config, socket.gethostname())
         self.start()

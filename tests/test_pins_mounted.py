@@ -31,7 +31,8 @@ def test_pinned_thumbnails_are_there_without_the_server(fuse: str, tmp_path: Pat
     with (
         Sshd() as server,
         mounted(
-            tmp_path, fuse, remote=f"{HOST}:{tmp_path}/remote", settings={"timeout": "2"},
+            tmp_path, fuse, remote=f"{HOST}:{tmp_path}/remote",
+            settings={"timeout": "2", "inline_limit": "4Ki"},
             env={"SYNCER_SSH_CONFIG": str(server.config)}, expects_warnings=True,
         ) as mount,
     ):  # fmt: skip

@@ -58,7 +58,7 @@ class VfsRig(Rig):
         folder: Path,
         limit_bytes: int = 64_000_000,
         timeout_seconds: float = 30.0,
-        inline_total_bytes: int = 1_000_000,
+        inline_total_bytes: int = 10_000_000,
         *,
         read_ahead_bytes: int = 0,
         power_was_cut: bool | None = None,

@@ -241,7 +241,7 @@ class Files:
             self._see_others(opened)
         file = opened.file
         try:
-            if file.size > self._shared.inline_limit_bytes:
+            if file.size and not file.is_inline:
                 self._foresee(opened, offset, len(target), is_first)
             count = file.read_into(target, offset)
         except (CorruptError, MissingError) as error:

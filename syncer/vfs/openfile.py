@@ -35,6 +35,8 @@ _MAX_CACHED_RUNS = 8
 _Source = Contents | None
 #: No setting allows larger files in the database; above it, nobody has to look there.
 _MAX_INLINE_BYTES = 65536
+#: A file may take this part of the room that is left there: the smallest find some longest.
+_INLINE_SHARE = 512
 
 
 class OpenFile:
@@ -290,7 +292,7 @@ class OpenFile:
     def _log_patches(self) -> bool:
         """Make what is not safe yet into patches, if that pays; False: it has to be sealed."""
         log, written_ns = self._log, self._written_ns
-        if not self._buffers or written_ns is None or self.size <= self._shared.inline_limit_bytes:
+        if not self._buffers or written_ns is None or self._fits_inline(self.size):
             return False
         has_hole = any(self.block_id(index) == HOLE for index in self._buffers)
         if has_hole or not log.pays(sum(self._length(index) for index in self._buffers)):
@@ -333,7 +335,7 @@ class OpenFile:
         shared = self._shared
         if size > shared.inline_limit_bytes:
             return False
-        return self._contents.inline_bytes() + size <= shared.inline_total_bytes
+        return size * _INLINE_SHARE <= shared.inline_total_bytes - self._contents.inline_bytes()
 
     def _place_inline(self, data: bytes, size: int) -> None:
         """Commit the bytes of a tiny file, zeros behind `data`, in place of all its blocks."""

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.fuse, pytest.mark.slow(10)]
 
 FUSE = BINDINGS[-1]
 TRANSPORTS = ("ssh", pytest.param("paramiko", marks=pytest.mark.torture))
-FILE_BYTES = 20_000
+FILE_BYTES = 40_000
 
 
 @pytest.fixture
@@ -372,13 +372,13 @@ def test_a_long_way_is_no_fault(line: Proxy, server: Sshd, tmp_path: Path) -> No
 def test_at_1_kb_per_second_everything_arrives(line: Proxy, server: Sshd, tmp_path: Path) -> None:
     # The limit is shorter than any of the transfers takes.
     with mounted_over(line, server, tmp_path, FUSE, timeout="10", connections="1") as mount:
-        (cold,) = cold_files(mount, 1, 14_000)
+        (cold,) = cold_files(mount, 1, 34_000)
         # What is known of the line belongs to a process.
         mount.remount()
         wait_for(lambda: mount.status()["writer"] != "")
         line.throttle(1000)
-        (mount.path / "up").write_bytes(noise(14_000, 7))
-        assert cold.read_bytes() == noise(14_000, 0)
+        (mount.path / "up").write_bytes(noise(34_000, 7))
+        assert cold.read_bytes() == noise(34_000, 0)
         mount.flush()
         assert "no progress" not in mount.log
         line.heal()
