@@ -29,6 +29,7 @@ import apsw
 from syncer.errors import CorruptError, FormatError, SyncerError
 from syncer.metadata import redo
 from syncer.metadata.connection import CommittedRows, Reader, Row, connect, translate
+from syncer.metadata.redo import MAX_STATEMENTS
 from syncer.metadata.schema import META_KEYS, SCHEMA, SCHEMA_VERSION, UPGRADES
 from syncer.metadata.transaction import Transaction
 from syncer.metadata.wal import Wal
@@ -248,10 +249,11 @@ class Database:
             raise
 
     def _end(self, failed: bool) -> None:
+        self._depth -= 1
+        if self._depth:
+            self.lock.release()
+            return
         try:
-            self._depth -= 1
-            if self._depth:
-                return
             if failed:
                 # Most that fail find something that is not as they want it, before any change.
                 if self._statements != [] or not self._connection.in_transaction:
@@ -262,9 +264,8 @@ class Database:
             for hook in self._end_hooks:
                 hook(not failed)
         finally:
-            if not self._depth:
-                self._statements = []
-                self.owner = None
+            self._statements = []
+            self.owner = None
             self.lock.release()
 
     def _open_group(self) -> None:
@@ -345,7 +346,11 @@ class Database:
     def execute(self, sql: str, bindings: Sequence[Any] = ()) -> None:
         """Run a statement that returns no rows. The caller holds a transaction."""
         # A failed one belongs there as well: what is in memory may be ahead of it.
-        self._note(sql, bindings)
+        statements = self._statements
+        if statements is not None:
+            statements.append((sql, bindings))
+            if len(statements) > MAX_STATEMENTS:
+                self._statements = None
         try:
             self._connection.execute(sql, bindings)
         except apsw.Error as error:
@@ -353,16 +358,8 @@ class Database:
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """Run a statement once per row. The caller holds a transaction."""
-        with self._translated():
-            for row in rows:
-                self._note(sql, row)
-                self._connection.execute(sql, row)
-
-    def _note(self, sql: str, bindings: Sequence[Any]) -> None:
-        if self._statements is not None:
-            self._statements.append((sql, bindings))
-            if len(self._statements) > redo.MAX_STATEMENTS:
-                self._statements = None
+        for row in rows:
+            self.execute(sql, row)
 
     def changes(self) -> int:
         """How many rows the last statement changed. The caller holds a transaction."""

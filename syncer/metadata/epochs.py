@@ -73,6 +73,10 @@ class Epochs:
         self._touched.add(key)
         self._db.execute("INSERT OR IGNORE INTO outbox VALUES(?, ?, ?)", (self.open, node, name))
 
+    def has_touched(self, key: tuple[int, bytes]) -> bool:
+        """Whether `touch` was told of it in this epoch: then its row, if there is one, is of it."""
+        return key in self._touched
+
     def _write_row(self) -> None:
         machine = self._db.get_meta("machine")
         newest = self._db.query_one(

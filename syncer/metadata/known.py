@@ -43,8 +43,9 @@ class Known:
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._nodes: dict[int, Node] = {}
-        self._names: dict[Name, int] = {}
+        # A value of None is on its way out, and as good as not known.
+        self._nodes: dict[int, Node | None] = {}
+        self._names: dict[Name, int | None] = {}
         #: What the transaction in progress has changed or read; None: dropped.
         self._touched_nodes: dict[int, Node | None] = {}
         self._touched_names: dict[Name, int | None] = {}
@@ -131,16 +132,8 @@ class Known:
         nodes, names = self._touched_nodes, self._touched_names
         with self._lock:
             if is_kept:
-                for number, node in nodes.items():
-                    if node is None:
-                        self._nodes.pop(number, None)
-                    else:
-                        _remember(self._nodes, number, node)
-                for name, leads_to in names.items():
-                    if leads_to is None:
-                        self._names.pop(name, None)
-                    else:
-                        _remember(self._names, name, leads_to)
+                _take_over(self._nodes, nodes)
+                _take_over(self._names, names)
                 self._recent_nodes.update(nodes)
                 self._recent_names.update(names)
             # Not before: until then, who looks for it waits for the lock.
@@ -160,6 +153,16 @@ class Known:
             self._is_blind = True
             for known in (self._nodes, self._names, self._touched_nodes, self._touched_names):
                 known.clear()
+
+
+def _take_over(known: dict[_Key, _Value | None], touched: dict[_Key, _Value | None]) -> None:
+    known.update(touched)
+    if None in touched.values():
+        for key, value in touched.items():
+            if value is None:
+                del known[key]
+    while len(known) > _MAX_CACHED:
+        del known[next(iter(known))]
 
 
 def _remember(known: dict[_Key, _Value], key: _Key, value: _Value) -> None:

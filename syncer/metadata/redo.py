@@ -27,6 +27,7 @@ shows in the number of rows that it changed.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -108,15 +109,12 @@ class RedoLog:
 
     def _record(self, statements: Sequence[Statement], changes: int, texts: list[str]) -> bytes:
         """The next record; adds to `texts` what it has that is new to the group."""
-        numbers = self._numbers
-        calls: list[Any] = []
-        for sql, values in statements:
-            number = numbers.get(sql)
-            if number is None:
-                number = numbers[sql] = len(numbers)
-                texts.append(sql)
-            calls.append(number)
-            calls.append(values)
+        sqls, values = zip(*statements, strict=True)
+        texts += {sql: None for sql in sqls if sql not in self._numbers}
+        for sql in texts:
+            self._numbers[sql] = len(self._numbers)
+        numbers = map(self._numbers.__getitem__, sqls)
+        calls = list(itertools.chain.from_iterable(zip(numbers, values, strict=True)))
         body: bytes = self._pack((texts, calls))
         record = _HEAD.pack(len(body), changes, self.sequence + 1) + body
         return _CHECKSUM.pack(xxhash.xxh3_64_intdigest(record, self._key)) + record

@@ -231,19 +231,25 @@ class Tree:
         with self._db.transaction():
             before = self.node(node.id)
             assert before is not None
-            # First, so that whoever looks at it from now on waits: see `known`.
-            self._known.put(before)
-            self._keep_past(before)
-            self._epochs.touch(node.id)
-            self._overwrite(node._replace(born=self._epochs.open, blocks=before.blocks))
-            is_resized = node.size != before.size
-            if not node.is_dir:
-                # Also when it loses its last but one: the name that stays shows the old count.
-                self.aliases.note(node.id, max(before.nlink, node.nlink), content=is_resized)
-            if is_resized and node.is_file:
-                self._db.execute(
-                    "UPDATE usage SET file_bytes = file_bytes + ?", (node.size - before.size,)
-                )
+            self._change(before, node)
+
+    def _change(self, before: Node, node: Node) -> None:
+        """As `save`, in a transaction, of a node that is `before` now."""
+        # First, so that whoever looks at it from now on waits: see `known`.
+        self._known.put(before)
+        self._keep_past(before)
+        self._epochs.touch(node.id)
+        if node.born != self._epochs.open or node.blocks != before.blocks:
+            node = node._replace(born=self._epochs.open, blocks=before.blocks)
+        self._overwrite(node)
+        is_resized = node.size != before.size
+        if not node.is_dir:
+            # Also when it loses its last but one: the name that stays shows the old count.
+            self.aliases.note(node.id, max(before.nlink, node.nlink), content=is_resized)
+        if is_resized and node.is_file:
+            self._db.execute(
+                "UPDATE usage SET file_bytes = file_bytes + ?", (node.size - before.size,)
+            )
 
     def take_stale_paths(self) -> list[bytes]:
         """All paths of files with several that this thread has changed since its last call."""
@@ -293,7 +299,8 @@ class Tree:
         """A directory's entries changed: its times, and `links` subdirectories more."""
         node = self.node(directory)
         assert node is not None
-        self.save(node.changed(mtime_ns=now_ns, ctime_ns=now_ns, nlink=node.nlink + links))
+        nlink = node.nlink + links
+        self._change(node, node._replace(mtime_ns=now_ns, ctime_ns=now_ns, nlink=nlink))
 
     # Names
 
@@ -304,8 +311,8 @@ class Tree:
             node = self.node(node_id)
             assert node is not None
             self.touch_directory(parent, now)
-            node = node.changed(nlink=node.nlink + 1, ctime_ns=now)
-            self.save(node)
+            before, node = node, node.changed(nlink=node.nlink + 1, ctime_ns=now)
+            self._change(before, node)
             self._add_name(parent, name, node_id)
             self.pins.arrived(node_id, parent, is_folder=False)
             return node
@@ -317,15 +324,13 @@ class Tree:
         """
         with self._db.transaction():
             now = self.now_ns()
-            node_id = self._remove_name(parent, name)
-            node = self.node(node_id)
-            assert node is not None
+            node = self._take_name(parent, name)
             self.touch_directory(parent, now, -1 if node.is_dir else 0)
             links = 0 if node.is_dir else node.nlink - 1
             if links or keep:
-                self.save(node.changed(nlink=links, ctime_ns=now))
+                self._change(node, node.changed(nlink=links, ctime_ns=now))
                 if not links:
-                    self._db.execute("INSERT OR IGNORE INTO orphan(node) VALUES(?)", (node_id,))
+                    self._db.execute("INSERT OR IGNORE INTO orphan(node) VALUES(?)", (node.id,))
                 return []
             return self._remove_node(node)
 
@@ -333,33 +338,27 @@ class Tree:
         """Move a name; the caller has freed the new one, within the same transaction."""
         with self._db.transaction():
             now = self.now_ns()
-            node_id = self._remove_name(old_parent, old_name)
-            self._add_name(new_parent, new_name, node_id)
-            node = self.node(node_id)
-            assert node is not None
+            node = self._take_name(old_parent, old_name)
+            self._add_name(new_parent, new_name, node.id)
             moved_directory = 1 if node.is_dir and old_parent != new_parent else 0
             self.touch_directory(old_parent, now, -moved_directory)
             if new_parent != old_parent:
                 self.touch_directory(new_parent, now, moved_directory)
-            self.pins.arrived(node_id, new_parent, is_folder=node.is_dir)
-            self.save(node.changed(ctime_ns=now))
+            self.pins.arrived(node.id, new_parent, is_folder=node.is_dir)
+            self._change(node, node._replace(ctime_ns=now))
 
     def exchange(self, parent_a: int, name_a: bytes, parent_b: int, name_b: bytes) -> None:
         """Swap what two names lead to."""
         with self._db.transaction():
             now = self.now_ns()
-            node_a = self._remove_name(parent_a, name_a)
-            node_b = self._remove_name(parent_b, name_b)
-            self._add_name(parent_a, name_a, node_b)
-            self._add_name(parent_b, name_b, node_a)
-            for number in {node_a, node_b}:
-                node = self.node(number)
-                assert node is not None
+            a = self._take_name(parent_a, name_a)
+            b = self._take_name(parent_b, name_b)
+            self._add_name(parent_a, name_a, b.id)
+            self._add_name(parent_b, name_b, a.id)
+            for node in (a, b):
                 self.save(node.changed(ctime_ns=now))
-            a, b = self.node(node_a), self.node(node_b)
-            assert a is not None and b is not None
-            self.pins.arrived(node_a, parent_b, is_folder=a.is_dir)
-            self.pins.arrived(node_b, parent_a, is_folder=b.is_dir)
+            self.pins.arrived(a.id, parent_b, is_folder=a.is_dir)
+            self.pins.arrived(b.id, parent_a, is_folder=b.is_dir)
             shift = int(b.is_dir) - int(a.is_dir) if parent_a != parent_b else 0
             self.touch_directory(parent_a, now, shift)
             if parent_a != parent_b:
@@ -374,11 +373,16 @@ class Tree:
         self.name_changes += 1
 
     def _remove_name(self, parent: int, name: bytes) -> int:
+        """Take a name away that is there; returns the number of the node that it led to."""
         key = (parent, name)
+        node_id = self._known.number(key)
+        born = self._epochs.open
         self._known.drop_name(key)
-        row = self._db.query_one("SELECT node, born FROM name WHERE parent = ? AND name = ?", key)
-        assert row is not None
-        node_id, born = row
+        if not node_id or not self._epochs.has_touched(key):
+            sql = "SELECT node, born FROM name WHERE parent = ? AND name = ?"
+            row = self._db.query_one(sql, key)
+            assert row is not None
+            node_id, born = row
         self.pins.left(node_id, parent)
         if born != self._epochs.open:
             self._db.execute(
@@ -391,7 +395,13 @@ class Tree:
         node = self.node(node_id)
         if node is None or node.is_dir:
             self.folder_changes += 1
-        return int(node_id)
+        return node_id
+
+    def _take_name(self, parent: int, name: bytes) -> Node:
+        """As `_remove_name`; returns the node itself, which is there."""
+        node = self.node(self._remove_name(parent, name))
+        assert node is not None
+        return node
 
     # Orphans
 

@@ -254,7 +254,7 @@ class Vfs:
         if self.read_only is not None:
             raise _error(errno.EROFS)
         if not flags:
-            self.hidden.before_rename(self._parent(old), self._parent(new), new)
+            self._before_rename(old, new)
         with self.files.lock, self._tree.transaction():
             # In the same transaction as the rename whose first half it is.
             self.hidden.settle_removal()
@@ -279,6 +279,11 @@ class Vfs:
         self.hidden.renamed(new)
         if number is not None:
             self.files.forget(number)
+
+    def _before_rename(self, old: bytes, new: bytes) -> None:
+        place = self._parent(new)
+        if self.hidden.may_replace(place, new):
+            self.hidden.before_rename(self._parent(old), place)
 
     def _check_exchange(self, old_parent: Node, node: Node, number: int | None) -> None:
         """Whether a name of `node` may be swapped with one of node `number`."""

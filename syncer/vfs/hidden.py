@@ -215,16 +215,21 @@ class HiddenFiles:
         for number in gone:
             self._files.forget(number)
 
-    def before_rename(
-        self, old: tuple[Node, bytes], new: tuple[Node, bytes], path: bytes = b""
-    ) -> None:
-        """A file that is about to replace another one, at `path`, is whole on the disk first.
+    def may_replace(self, new: tuple[Node, bytes], path: bytes) -> bool:
+        """Whether a rename to that place, at `path`, may replace something: then `before_rename`
+        comes first. Raises what `Replacing.step_aside` does."""
+        taken = self._taken.get(threading.get_ident())
+        place = new[0].id, new[1]
+        if taken != place:
+            # Who has hidden the target can't go back.
+            self.replacing.step_aside(path)
+        return taken is not None or self._tree.lookup(*place) is not None
+
+    def before_rename(self, old: tuple[Node, bytes], new: tuple[Node, bytes]) -> None:
+        """A file that is about to replace another one is whole on the disk first.
 
         Else a power cut after the rename could cost both.
         """
-        if self._taken.get(threading.get_ident()) != (new[0].id, new[1]):
-            # Who has hidden the target can't go back.
-            self.replacing.step_aside(path)
         with self._files.lock:
             number = self._tree.lookup(old[0].id, old[1])
             node = None if number is None else self._tree.node(number)

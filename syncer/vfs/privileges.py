@@ -29,6 +29,9 @@ def drop(tree: Tree, xattrs: Xattrs, number: int, caller: Caller) -> None:
     """A file is being changed: it keeps its privileges only if root does it."""
     if caller.uid == 0:
         return
+    node = tree.node(number)
+    if node is None or not (lends(node) or xattrs.has_capabilities(node)):
+        return
     with tree.transaction():
         node = tree.node(number)
         if node is None:

@@ -70,9 +70,13 @@ class Xattrs:
         self.get(node, name)
         self._tree.set_xattr(node.id, name, None)
 
+    def has_capabilities(self, node: Node) -> bool:
+        """Whether a program is allowed to do what others are not."""
+        return self._tree.xattr(node.id, _CAPABILITIES) is not None
+
     def drop_capabilities(self, node: Node) -> None:
         """A program that was changed loses what it was allowed to do."""
-        if self._tree.xattr(node.id, _CAPABILITIES) is not None:
+        if self.has_capabilities(node):
             self._tree.set_xattr(node.id, _CAPABILITIES, None)
 
 
