@@ -106,6 +106,14 @@ def test_attributes_that_are_as_they_were_a_moment_ago_cost_no_transaction(
     assert rig.vfs.getattr(b"/b") == node.changed(ctime_ns=now)
 
 
+def test_a_rename_tells_what_is_wrong_with_the_old_name_first(rig: VfsRig) -> None:
+    rig.make(b"/file", b"")
+    with pytest.raises(FileNotFoundError):
+        rig.vfs.rename(b"/missing/name", b"/file/name")
+    with pytest.raises(NotADirectoryError):
+        rig.vfs.rename(b"/file", b"/file/name")
+
+
 def test_new_files_belong_to_the_caller_or_to_the_group_of_their_directory(rig: VfsRig) -> None:
     rig.vfs.mkdir(b"/d", 0o2777, Caller(1, 2))
     rig.vfs.chmod(b"/d", 0o2777)

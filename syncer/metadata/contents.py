@@ -112,7 +112,7 @@ class Contents:
         """Make `data` the whole content of a tiny file; returns the dropped block ids."""
         with self._db.transaction():
             dropped = self.end(node_id, INLINE_RUN + 1)
-            self._write_run(node_id, INLINE_RUN, data)
+            self._write_run(node_id, INLINE_RUN, data, self._row(node_id, INLINE_RUN))
             return dropped
 
     def set_blocks(
@@ -123,7 +123,6 @@ class Contents:
         A file that was inline loses its inline bytes: the caller has put them into a block.
         """
         with self._db.transaction():
-            self.end(node_id, INLINE_RUN, INLINE_RUN)
             runs: dict[int, list[int]] = {}
             for index in blocks:
                 runs.setdefault(index // RUN_BLOCKS, []).append(index)
@@ -131,7 +130,11 @@ class Contents:
             dropped: list[bytes] = []
             filled = 0
             for run, indexes in runs.items():
-                data = bytearray() if node_id in self._new else bytearray(self.run(node_id, run))
+                row = self._row(node_id, run)
+                if row is None:
+                    # A file with blocks is not inline as well.
+                    self.end(node_id, INLINE_RUN, INLINE_RUN)
+                data = bytearray(row[1] if row else b"")
                 last = (max(indexes) % RUN_BLOCKS + 1) * ID_BYTES
                 data.extend(bytes(max(0, last - len(data))))
                 for index in indexes:
@@ -141,7 +144,7 @@ class Contents:
                         placed.append(blocks[index])
                     filled += (blocks[index] != HOLE) - (before != HOLE)
                     data[start : start + ID_BYTES] = blocks[index]
-                dropped += self._write_run(node_id, run, bytes(data))
+                dropped += self._write_run(node_id, run, bytes(data), row)
             self._count_blocks(node_id, filled)
             return placed, dropped
 
@@ -152,21 +155,25 @@ class Contents:
             dropped = self.end(node_id, run + 1 if rest else run)
             if not count:
                 self.end(node_id, INLINE_RUN, INLINE_RUN)
-            data = self.run(node_id, run) if rest else b""
+            row = self._row(node_id, run) if rest else None
+            data = row[1] if row else b""
             if len(data) > rest * ID_BYTES:
-                dropped += self._write_run(node_id, run, data[: rest * ID_BYTES])
+                dropped += self._write_run(node_id, run, data[: rest * ID_BYTES], row)
                 self._count_blocks(node_id, -filled_blocks(run, data[rest * ID_BYTES :]))
             return dropped
 
-    def _write_run(self, node_id: int, run: int, data: bytes) -> list[bytes]:
-        """Make `data` the present row of a run; returns the ids that it dropped."""
-        row = None
+    def _row(self, node_id: int, run: int) -> Row | None:
+        """(born, data) of the present row of a run."""
         if node_id in self._new:
-            self._new.discard(node_id)
-        else:
-            row = self._db.query_one(
-                "SELECT born, data FROM content WHERE node = ? AND run = ?", (node_id, run)
-            )
+            return None
+        return self._db.query_one(
+            "SELECT born, data FROM content WHERE node = ? AND run = ?", (node_id, run)
+        )
+
+    def _write_run(self, node_id: int, run: int, data: bytes, row: Row | None) -> list[bytes]:
+        """Make `data` the present row of a run, in place of `row`; returns the ids that it
+        dropped."""
+        self._new.discard(node_id)
         dropped: list[bytes] = []
         if row is not None:
             if row[0] == self._epochs.open:
@@ -187,10 +194,20 @@ class Contents:
         self._epochs.touch(node_id)
         return dropped
 
+    def end_all(self, node_id: int) -> list[bytes]:
+        """As `end`, of all runs of a node that is about to go, with its count of blocks."""
+        return self._end(node_id, INLINE_RUN, _LAST_RUN)[0]
+
     def end(self, node_id: int, first_run: int, last_run: int = _LAST_RUN) -> list[bytes]:
         """End the rows of some runs, now part of the past; returns the dropped ids."""
+        dropped, filled = self._end(node_id, first_run, last_run)
+        self._count_blocks(node_id, -filled)
+        return dropped
+
+    def _end(self, node_id: int, first_run: int, last_run: int) -> tuple[list[bytes], int]:
+        """Returns the dropped ids, and how many blocks there were."""
         if node_id in self._new:
-            return []
+            return [], 0
         rows: list[Row] = self._db.query(
             "SELECT run, born, data FROM content WHERE node = ? AND run BETWEEN ? AND ?",
             (node_id, first_run, last_run),
@@ -211,13 +228,12 @@ class Contents:
                 "DELETE FROM content WHERE node = ? AND run BETWEEN ? AND ?",
                 (node_id, first_run, last_run),
             )
-            self._count_blocks(node_id, -sum(filled_blocks(run, data) for run, _, data in rows))
             self._epochs.touch(node_id)
-        return dropped
+        return dropped, sum(filled_blocks(run, data) for run, _, data in rows)
 
     def _lost_ids(self, node_id: int, run: int, before: bytes, after: bytes) -> list[bytes]:
         """Ids of a row of this epoch that neither its successor nor the past has in their place."""
-        if run == INLINE_RUN:
+        if run == INLINE_RUN or after.startswith(before):
             return []
         row = self._db.query_one(
             "SELECT data FROM content_past WHERE node = ? AND run = ? AND died = ?",

@@ -18,7 +18,7 @@ import stat
 from contextlib import AbstractContextManager
 
 from syncer.metadata.aliases import Aliases
-from syncer.metadata.contents import INLINE_RUN, Contents
+from syncer.metadata.contents import Contents
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
 from syncer.metadata.known import NAMED_NODE, NO_NODE, Known, Name
@@ -425,16 +425,13 @@ class Tree:
     def _remove_node(self, node: Node) -> list[bytes]:
         dropped: list[bytes] = []
         if node.is_file:
-            dropped = self._contents.end(node.id, INLINE_RUN)
+            dropped = self._contents.end_all(node.id)
             self._contents.drop_patches(node.id)
         if node.id not in self._bare and self._db.query_one(
             "SELECT 1 FROM xattr WHERE node = ? LIMIT 1", (node.id,)
         ):
             self._end_rows("xattr", "node, name, born, {}, value", node.id)
-        # As the end of its contents has left it.
-        before = self.node(node.id)
-        assert before is not None
-        self._keep_past(before)
+        self._keep_past(node)
         self._db.execute("DELETE FROM node WHERE id = ?", (node.id,))
         self._db.execute(
             "UPDATE usage SET nodes = nodes - 1, file_bytes = file_bytes - ?",

@@ -281,7 +281,10 @@ class Vfs:
             self.files.forget(number)
 
     def _before_rename(self, old: bytes, new: bytes) -> None:
-        place = self._parent(new)
+        try:
+            place = self._parent(new)
+        except OSError:
+            return  # The rename itself tells what is wrong, with the old name first.
         if self.hidden.may_replace(place, new):
             self.hidden.before_rename(self._parent(old), place)
 
