@@ -19,7 +19,7 @@ from pathlib import Path
 
 from . import files, large, measure, references, report
 from .place import Place, a_place
-from .rows import rows_for
+from .rows import LIMIT, rows_for
 from .systems import System, available
 
 Piece = Callable[[System, measure.Book], None]
@@ -117,6 +117,7 @@ class Run:
         self._pieces = [piece for piece, rows in pieces.items() if rows & wanted]
         self._wants_references = bool(REFERENCE_ROWS & wanted)
         self._wanted = wanted
+        self._limit: System | None = None
         self._kinds = [
             kind for kind in available() if not arguments.systems or kind.name in arguments.systems
         ]
@@ -129,6 +130,7 @@ class Run:
                 stack.callback(self._stop, system)
                 if self._tried(system.name, "mount", system.start):
                     systems.append(system)
+            self._limit = next((each for each in systems if each.name == LIMIT), None)
             for number in range(self._rounds):
                 # Nobody always comes first, when the disk is quiet, or last.
                 shift = number % len(systems) if systems else 0
@@ -146,11 +148,13 @@ class Run:
                 self._tried(system.name, piece.__name__, act)
 
     def _book(self, column: str, number: int) -> measure.Book:
-        def record(key: str, value: float) -> None:
+        def record(column: str, key: str, value: float) -> None:
             if key in self._wanted:
                 self._results.add(key, column, value)
 
-        return measure.Book(self._sizes, record, number)
+        return measure.Book(
+            self._sizes, partial(record, column), number, self._limit, partial(record, LIMIT)
+        )
 
     def _tried(self, name: str, what: str, act: Callable[[], None]) -> bool:
         """Do something; a failure is shown at once and at the end, and the others go on."""

@@ -1,18 +1,15 @@
 """What a call costs before syncer does anything: `python -m tests.bench.floor [--files N]`.
 
-Mounts a file system through the same binding whose operations only keep a set of names, beside
-syncer itself, and makes the same calls in both by turns. Figures are processor time of the mounted
-process per call: all of it is the kernel's, libfuse's, ctypes' and the interpreter's for the first,
-and what the second takes beyond that is syncer's own work and SQLite's.
+Mounts the file system that does the least (`bare`) beside syncer itself, and makes the same calls
+in both by turns. Figures are processor time of the mounted process per call: nearly all of it is
+the kernel's, libfuse's, ctypes' and the interpreter's for the first, and what the second takes
+beyond that is syncer's own work and SQLite's.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
-import itertools
 import os
-import stat
 import statistics
 import subprocess
 import sys
@@ -21,69 +18,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from syncer.binding import MountOptions, serve
-from syncer.metadata.node import ROOT, Node
-from syncer.mount import Operations
 from tests.mounted import mounted
 
 _PORTION = 50
 _STARTS_WITHIN_SECONDS = 60.0
 
 
-class _Nothing(Operations):
-    """Empty files in the root directory, which are forgotten."""
-
-    def __init__(self) -> None:
-        self._names: set[bytes] = set()
-        self._numbers = itertools.count(ROOT + 1)
-        now = time.time_ns()
-        times = (now, now, now, now)
-        self._root = Node(ROOT, 1, stat.S_IFDIR | 0o777, 0, 0, 0, 2, 0, *times, None)
-        self._file = Node(ROOT + 1, 1, stat.S_IFREG | 0o644, 0, 0, 0, 1, 0, *times, None)
-
-    def _ignore(self, *arguments: Any) -> None:
-        pass
-
-    set_cache_dropper = set_abandoned_probe = set_asked = start = _ignore
-    set_times = flush = release = _ignore
-
-    def stale_paths(self) -> list[bytes]:
-        return []
-
-    def now_ns(self) -> int:
-        return time.time_ns()
-
-    def attributes(self, target: bytes | int) -> Node:
-        if target == b"/":
-            return self._root
-        if isinstance(target, bytes) and target not in self._names:
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        return self._file
-
-    def create_file(self, path: bytes, mode: int, flags: int) -> int:
-        self._names.add(path)
-        return next(self._numbers)
-
-    def move(self, old: bytes, new: bytes, flags: int) -> None:
-        self._names.remove(old)
-        self._names.add(new)
-
-    def unlink(self, path: str) -> None:
-        self._names.remove(path.encode("latin-1"))
-
-
 @contextmanager
-def _nothing(folder: Path) -> Iterator[tuple[Path, int]]:
-    mountpoint = folder / "nothing"
-    mountpoint.mkdir()
-    process = subprocess.Popen([sys.executable, "-m", "tests.bench.floor", "--serve", mountpoint])
+def _bare(folder: Path) -> Iterator[tuple[Path, int]]:
+    mountpoint = folder / "mnt"
+    mountpoint.mkdir(parents=True)
+    words = [sys.executable, "-m", "tests.bench.bare", folder, mountpoint]
+    process = subprocess.Popen(words)
     try:
         deadline = time.monotonic() + _STARTS_WITHIN_SECONDS
         while not os.path.ismount(mountpoint):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit("the empty file system does not mount")
+                raise SystemExit("the bare file system does not mount")
             time.sleep(0.05)
         yield mountpoint, process.pid
     finally:
@@ -128,15 +80,11 @@ def _measure(places: list[tuple[Path, int]], files: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=3000)
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve:
-        serve(3, lambda caller: _Nothing(), options.serve, MountOptions("nothing"))
-        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with _nothing(folder) as nothing, mounted(folder, "3") as syncer:
-            _measure([nothing, (syncer.path, syncer.pid)], options.files)
+        with _bare(folder / "bare") as bare, mounted(folder, "3") as syncer:
+            _measure([bare, (syncer.path, syncer.pid)], options.files)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from .measure import (
     LONGEST_SECONDS,
     MIB,
     Book,
+    Record,
     Stopwatch,
     check,
     drop_page_cache,
@@ -181,55 +182,98 @@ def head(path: Path) -> bytes:
         return file.read(HEAD_BYTES)
 
 
+class Waits:
+    """Small calls on a mount, and how long each of them took."""
+
+    def __init__(self, system: System, book: Book) -> None:
+        self._system = system
+        self._local, self._folder = system.mountpoint / "local", system.mountpoint / "names"
+        self._near = book.content("local", book.sizes.large_bytes // 2)
+        self._folder.mkdir()
+        self.names = [
+            self._folder / str(number) for number in range(small_file_count(system, book))
+        ]
+        for name in self.names:
+            name.touch()
+        self._dice = random.Random(3)
+        self._stats: list[float] = []
+        self._reads: list[float] = []
+
+    def write(self) -> None:
+        """What is read has just been written, and is local."""
+        self._local.write_bytes(self._near)
+
+    def open(self) -> None:
+        self._file = os.open(self._local, os.O_RDONLY)
+        os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def call(self, name: Path) -> None:
+        watch = Stopwatch()
+        os.stat(name)
+        self._stats.append(watch.seconds())
+        offset = BLOCK * self._dice.randrange(len(self._near) // BLOCK)
+        watch = Stopwatch()
+        piece = os.pread(self._file, BLOCK, offset)
+        self._reads.append(watch.seconds())
+        right = piece == self._near[offset : offset + BLOCK]
+        check(right, self._system, "a local read differs")
+
+    def end(self, record: Record) -> None:
+        os.close(self._file)
+        record("latency-stat", percentile_99(self._stats) * 1e3)
+        record("latency-read", percentile_99(self._reads) * 1e3)
+        self._local.unlink()
+        shutil.rmtree(self._folder)
+
+
 def latency(system: System, book: Book) -> None:
-    """stat and small local reads, while one large file is written and another one fetched."""
+    """stat and small local reads, while one large file is written and another one fetched.
+
+    Somebody waits for syncer's uploads meanwhile, so that they go at full speed, as the others' do.
+    What does the least that a system of syncer's kind can is called by turns with syncer: its calls
+    wait for processors and the disk only.
+    """
     if not system.has_server or not system.has_cache:
         return
     mount = system.mountpoint
-    cold, local, folder = mount / "cold", mount / "local", mount / "names"
+    cold = mount / "cold"
     data = book.content("cold", book.sizes.large_bytes)
     cold.write_bytes(data)
-    folder.mkdir()
-    names = [folder / str(number) for number in range(small_file_count(system, book))]
-    for name in names:
-        name.touch()
+    waits = Waits(system, book)
+    beside = Waits(book.limit, book) if book.limit and isinstance(system, Syncer) else None
+    called = [waits, beside] if beside else [waits]
     system.wait_uploaded()
     system.forget_local()
-    near = book.content("local", book.sizes.large_bytes // 2)
-    local.write_bytes(near)
+    for each in called:
+        each.write()
     source = system.place.folder / "incoming"
     source.write_bytes(data)
     drop_page_cache()
-    stats, reads = [], []
-    dice = random.Random(3)
-    file = os.open(local, os.O_RDONLY)
+    for each in called:
+        each.open()
     # Programs of their own: threads of this one would keep each other waiting.
     writing = subprocess.Popen(["cp", source, mount / "incoming"])
     reading = subprocess.Popen(["cat", cold], stdout=subprocess.DEVNULL)
-    try:
-        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
-        for name in names:
-            if reading.poll() is not None:
-                break
-            watch = Stopwatch()
-            os.stat(name)
-            stats.append(watch.seconds())
-            offset = BLOCK * dice.randrange(len(near) // BLOCK)
-            watch = Stopwatch()
-            piece = os.pread(file, BLOCK, offset)
-            reads.append(watch.seconds())
-            check(piece == near[offset : offset + BLOCK], system, "a local read differs")
-    finally:
-        os.close(file)
-        failed = writing.wait() or reading.wait()
+    with ThreadPoolExecutor(1) as threads:
+        is_told = isinstance(system, Syncer)
+        uploading = threads.submit(system.wait_uploaded if is_told else lambda: None)
+        try:
+            for names in zip(*(each.names for each in called), strict=True):
+                if reading.poll() is not None:
+                    break
+                for each, name in zip(called, names, strict=True):
+                    each.call(name)
+        finally:
+            failed = writing.wait() or reading.wait()
+            uploading.result()
     check(not failed, system, "cp or cat failed under load")
-    book.record("latency-stat", percentile_99(stats) * 1e3)
-    book.record("latency-read", percentile_99(reads) * 1e3)
+    waits.end(book.record)
+    if beside:
+        beside.end(book.record_limit)
     check((mount / "incoming").stat().st_size == len(data), system, "a write under load is short")
     system.wait_uploaded()
-    for path in (cold, local, mount / "incoming", source):
+    for path in (cold, mount / "incoming", source):
         path.unlink()
-    shutil.rmtree(folder)
 
 
 def percentile_99(seconds: list[float]) -> float:

@@ -58,6 +58,9 @@ class Book:
     record: Record
     """Takes a row's key and a figure."""
     round_number: int = 0
+    limit: System | None = None
+    """The mounted system that does the least, and what takes its figures."""
+    record_limit: Record = lambda key, value: None
 
     def content(self, name: object, size: int) -> bytes:
         """Bytes that no round before had: what a server has already is not uploaded again."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .rows import PEERS, Row
+from .rows import LIMIT, PEERS, Row
 
 Figures = dict[str, dict[str, list[float]]]
 """By row, then by column: one figure for each round."""
@@ -48,9 +48,9 @@ class Results:
             return None
         return min(values) if row.less_is_better else max(values)
 
-    def ratio(self, row: Row, other: float | None) -> float | None:
-        """How many times better syncer is; below 1 it is worse."""
-        own = self.value(row, "syncer")
+    def ratio(self, row: Row, other: float | None, column: str = "syncer") -> float | None:
+        """How many times better syncer, or another column, is; below 1 it is worse."""
+        own = self.value(row, column)
         if own is None or not other or not own:
             return None
         return other / own if row.less_is_better else own / other
@@ -69,7 +69,7 @@ class Results:
         return None if ratio is None or row.goal is None else ratio >= row.goal
 
     def columns(self) -> list[str]:
-        order = ["syncer", "native", *PEERS, "scp", "raw TCP"]
+        order = ["syncer", LIMIT, "native", *PEERS, "scp", "raw TCP"]
         seen = {column for columns in self.figures.values() for column in columns}
         return [column for column in order if column in seen]
 
@@ -77,18 +77,21 @@ class Results:
 def table(results: Results) -> list[list[str]]:
     """The cells, with a line of headings."""
     columns = results.columns()
-    lines = [["work", "unit", *columns, "to the best peer", "goal"]]
+    limits = [LIMIT] if LIMIT in columns else []
+    to_peer = ["to the best peer", *(f"{limit} to it" for limit in limits)]
+    lines = [["work", "unit", *columns, *to_peer, "goal"]]
     for row in results.rows:
         if row.key not in results.figures:
             continue
         values = [shown(results.value(row, column)) for column in columns]
-        ratio = results.ratio(row, results.best_peer(row))
+        best = results.best_peer(row)
+        ratios = [results.ratio(row, best, column) for column in ("syncer", *limits)]
         lines.append(
             [
                 row.title,
                 row.unit,
                 *values,
-                f"{ratio:.2f} x" if ratio is not None else "",
+                *(f"{ratio:.2f} x" if ratio is not None else "" for ratio in ratios),
                 goal(row, results.is_reached(row)),
             ]
         )

@@ -75,6 +75,8 @@ WAN_ROWS = (
 )
 
 PEERS = ("sshfs", "rclone", "JuiceFS")
+#: What Python behind libfuse could reach if it had nothing to do; see `bare`.
+LIMIT = "bare"
 
 
 def rows_for(link: str) -> tuple[Row, ...]:

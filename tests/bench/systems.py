@@ -214,6 +214,19 @@ class Syncer(Mounted):
         self.start()
 
 
+class Bare(Mounted):
+    """Python behind libfuse that does as little as it can: no peer, but the limit of our kind."""
+
+    name = "bare"
+    has_server = False
+
+    def _command(self) -> list[str]:
+        return [sys.executable, "-m", "tests.bench.bare", str(self.folder), str(self.mountpoint)]
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+
+
 class Sshfs(Mounted):
     """sshfs with its defaults; it keeps nothing locally but what the kernel does."""
 
@@ -339,7 +352,7 @@ def available() -> list[type[System]]:
     """The systems that this machine has, syncer first."""
     peers: list[tuple[str, type[System]]]
     peers = [("sshfs", Sshfs), ("rclone", Rclone), ("juicefs", JuiceFs)]
-    return [Syncer, System, *(kind for program, kind in peers if find_program(program))]
+    return [Syncer, System, Bare, *(kind for program, kind in peers if find_program(program))]
 
 
 def processes_below(pid: int) -> list[int]:
