@@ -29,6 +29,7 @@ from .systems import Syncer, System
 
 HEAD_BYTES = 65536
 FLUSH_STARTS_WITHIN_SECONDS = 1.0
+_COMING_PHOTOS, _COMING_EVERY_SECONDS = 70, 0.05
 
 
 def large_file(system: System, book: Book) -> None:
@@ -229,9 +230,9 @@ class Waits:
 def latency(system: System, book: Book) -> None:
     """stat and small local reads, while one large file is written and another one fetched.
 
-    Somebody waits for syncer's uploads meanwhile, so that they go at full speed, as the others' do.
-    What does the least that a system of syncer's kind can is called by turns with syncer: its calls
-    wait for processors and the disk only.
+    Photos have been coming for some seconds by then, so that no system puts off its uploads for the
+    sake of who begins to write. What does the least that a system of syncer's kind can is called by
+    turns with syncer: its calls wait for processors and the disk only.
     """
     if not system.has_server or not system.has_cache:
         return
@@ -251,21 +252,23 @@ def latency(system: System, book: Book) -> None:
     drop_page_cache()
     for each in called:
         each.open()
+    coming = mount / "coming"
+    coming.mkdir()
+    for number in range(_COMING_PHOTOS):
+        photo = book.content(("coming", number), MIB)
+        (coming / str(number)).write_bytes(photo)
+        time.sleep(_COMING_EVERY_SECONDS)
     # Programs of their own: threads of this one would keep each other waiting.
     writing = subprocess.Popen(["cp", source, mount / "incoming"])
     reading = subprocess.Popen(["cat", cold], stdout=subprocess.DEVNULL)
-    with ThreadPoolExecutor(1) as threads:
-        is_told = isinstance(system, Syncer)
-        uploading = threads.submit(system.wait_uploaded if is_told else lambda: None)
-        try:
-            for names in zip(*(each.names for each in called), strict=True):
-                if reading.poll() is not None:
-                    break
-                for each, name in zip(called, names, strict=True):
-                    each.call(name)
-        finally:
-            failed = writing.wait() or reading.wait()
-            uploading.result()
+    try:
+        for names in zip(*(each.names for each in called), strict=True):
+            if reading.poll() is not None:
+                break
+            for each, name in zip(called, names, strict=True):
+                each.call(name)
+    finally:
+        failed = writing.wait() or reading.wait()
     check(not failed, system, "cp or cat failed under load")
     waits.end(book.record)
     if beside:
@@ -274,6 +277,7 @@ def latency(system: System, book: Book) -> None:
     system.wait_uploaded()
     for path in (cold, mount / "incoming", source):
         path.unlink()
+    shutil.rmtree(coming)
 
 
 def percentile_99(seconds: list[float]) -> float:
