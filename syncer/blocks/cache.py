@@ -49,7 +49,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _OpenFile:
-    """A descriptor that is closed when nobody has it any more."""
+    """A descriptor that is closed when nobody has it any more: not under a lock, since to close the
+    last one of a file that was removed takes the disk's time."""
 
     __slots__ = ("descriptor",)
 
@@ -160,11 +161,13 @@ class Cache:
 
     def _open(self, block_id: bytes, stamp: Stamp) -> _OpenFile:
         file = _OpenFile(self._path(block_id))
+        closed: list[_OpenFile | None] = []
         with self._lock:
             # Not if it has been removed meanwhile: it would take room on the disk.
             if self._verified.get(block_id) == stamp:
                 if len(self._open_files) >= _OPEN_FILES:
-                    del self._open_files[next(iter(self._open_files))]
+                    closed.append(self._open_files.pop(next(iter(self._open_files))))
+                closed.append(self._open_files.get(block_id))
                 self._open_files[block_id] = file
         return file
 
@@ -284,12 +287,14 @@ class Cache:
 
     def set_verified(self, block_id: bytes, stamp: Stamp | None) -> None:
         """The file matches its id, as it was when it had this stamp; None: it is not known to."""
+        closed = None
         with self._lock:
             if stamp is not None:
                 self._verified[block_id] = stamp
             else:
                 self._verified.pop(block_id, None)
-                self._open_files.pop(block_id, None)
+                closed = self._open_files.pop(block_id, None)
+        del closed
 
     def touch(self, block_id: bytes) -> bool:
         """Note that a block was used just now; True when the order ought to be written down."""
