@@ -194,7 +194,7 @@ MUTATIONS = (
     ),
     Mutation(
         6, "a removed block's file stays open, and takes room", "blocks/cache.py",
-        "                self._open_files.pop(block_id, None)\n", "",
+        "                closed = self._open_files.pop(block_id, None)\n", "",
         "test_cache.py::test_a_removed_file_is_not_kept_open",
     ),
     Mutation(

@@ -28,6 +28,7 @@ from syncer.metadata.history import History
 from syncer.metadata.moments import Moments
 from syncer.metadata.tree import Tree
 from syncer.process.committer import Committer
+from syncer.transfer.giveway import GiveWay
 from syncer.transfer.uploads import Uploads
 from syncer.vfs.snapshots import SnapshotVfs
 from syncer.vfs.states import States
@@ -85,7 +86,8 @@ class PruneRig(VfsRig):
             on_applied=lambda touched: self.tree.forget(),
             before_writing=self.blocks.forget_unnamed,
         )
-        self.uploads = Uploads(self.blocks, self.remote, threading.Event())
+        never = GiveWay(lambda: 0, lambda: False)
+        self.uploads = Uploads(self.blocks, self.remote, threading.Event(), gives_way=never)
         self.pruner = Pruner(
             self.db,
             self.tree,

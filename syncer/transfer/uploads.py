@@ -75,7 +75,7 @@ class Uploads:
         *,
         bytes_per_second: int = 0,
         settle_seconds: float = 30.0,
-        gives_way: GiveWay | None = None,
+        gives_way: GiveWay,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limit = RateLimit(bytes_per_second)
@@ -145,8 +145,7 @@ class Uploads:
         """Somebody waits, or an obstacle may be gone: end every pause, and try damaged blocks
         again."""
         with self._changed:
-            if self._gives_way is not None:
-                self._gives_way.hurry(self._clock())
+            self._gives_way.hurry(self._clock())
             self._looked_at = self._resume_at = self._rewound_at = float("-inf")
             self._aside.clear()
             self._work.notify_all()
@@ -191,7 +190,7 @@ class Uploads:
                 return None
             if not self._queue:
                 self._refill(now)
-            if not self._queue or (self._gives_way is not None and self._gives_way.waits(now)):
+            if not self._queue or self._gives_way.waits(now):
                 self._rest()
                 return None
             block_id = self._queue.popleft()
