@@ -30,7 +30,7 @@ from syncer.mount import CODEC, Operations
 from syncer.process import memory, mounts
 from syncer.vfs.calls import Caching
 
-#: As many bytes of a file are kept in memory; syncer keeps files of that size in its database.
+#: As many bytes of a file are kept in memory: what syncer may at most keep in its database.
 _SMALL_BYTES = 1 << 16
 _POLL_SECONDS = 0.01
 

@@ -31,8 +31,9 @@ CACHE_BLOCKS = (8_000, 30_000, 100_000)
 OVERWRITES = 2000
 OVERWRITE_BYTES = 64 << 10
 SAMPLE = 1000
-#: Larger than what is kept in the database, so each file has a block of its own.
+#: Larger than what is kept in the database here, so each file has a block of its own.
 BLOCK_FILE_BYTES = 8192
+INLINE_LIMIT = "4Ki"
 LIMIT_MARGIN = 1.02
 
 
@@ -126,6 +127,7 @@ def caching(blocks: int) -> dict[str, float]:
     """A cache that is full, of so many blocks."""
     limit_bytes = int(blocks * BLOCK_FILE_BYTES * LIMIT_MARGIN)
     with collection(f"{limit_bytes}B") as folder:
+        run("config", folder / "data", "inline_limit", INLINE_LIMIT)
         with mounted(folder) as mount:
             write_files(mount.path / "old", blocks)
             run("flush", mount.path)
