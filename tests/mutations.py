@@ -394,6 +394,18 @@ MUTATIONS = (
         "if epoch <= newest), default=0", "), default=0", _SEGMENTS_POWER,
     ),
     Mutation(
+        5, "a reading counts for more than the time that was set by hand after it",
+        "metadata/tree.py",
+        "        self._readings.drop(node.id)\n        self._known.put(node)\n",
+        "        self._known.put(node)\n",
+        "test_readings.py::test_a_time_that_is_set_by_hand_counts_for_more_than_the_reading_before",
+    ),
+    Mutation(
+        5, "times of reading are never written", _COMMITTER,
+        "                self._vfs.files.save_readings()\n", "",
+        "test_readings.py::test_a_reading_shows_at_once_and_is_in_the_table_after_a_round",
+    ),
+    Mutation(
         5, "transactions are not noted before they are committed", "metadata/db.py",
         "                is_kept = self._log.append(self._statements, changes)",
         "                is_kept = True",

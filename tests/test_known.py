@@ -116,8 +116,9 @@ def test_who_looks_at_what_is_about_to_be_changed_waits(
         execute(sql, bindings)
 
     monkeypatch.setattr(rig.db, "execute", look_before)
+    rig.tree.note_reading(number, 7)
     for change in (
-        lambda: rig.tree.set_atime(number, 7),
+        rig.tree.save_readings,
         lambda: rig.tree.save(node_of(rig, number).changed(uid=7)),
     ):
         looks.clear()

@@ -194,7 +194,8 @@ def test_what_begins_and_ends_within_one_epoch_leaves_no_trace(rig: VfsRig) -> N
 def test_reading_makes_no_history(rig: VfsRig) -> None:
     node = create(rig, b"a")
     close(rig)
-    rig.tree.set_atime(node.id, 5)
+    rig.tree.note_reading(node.id, 5)
+    rig.tree.save_readings()
     assert past_rows(rig, "node") == 0
     assert close(rig) == close(rig), "nothing changed, so no epoch ended"
 

@@ -25,6 +25,7 @@ from syncer.metadata.known import NAMED_NODE, NO_NODE, Known, Name
 from syncer.metadata.node import ROOT, Node
 from syncer.metadata.pins import Pins
 from syncer.metadata.provisional import Provisional
+from syncer.metadata.readings import Readings
 
 #: Extended attributes with this prefix are not the file system's; see `moments`.
 OWN_XATTRS = b"syncer."
@@ -54,6 +55,7 @@ class Tree:
         self.pins = Pins(db)
         self.provisional = Provisional(db)
         self._known = Known(db)
+        self._readings = Readings()
         # These mirror rows and are guarded by db.lock.
         self._node_numbers = iter(range(0))
         #: Nodes that were made lately and never had an extended attribute.
@@ -102,7 +104,8 @@ class Tree:
 
     def node(self, node_id: int) -> Node | None:
         """The node of this number, or None."""
-        return self._known.node(node_id) or self._node(node_id)
+        node = self._known.node(node_id) or self._node(node_id)
+        return self._readings.shown(node) if self._readings and node else node
 
     def _node(self, node_id: int) -> Node | None:
         with self._db.lock:
@@ -149,7 +152,7 @@ class Tree:
             " WHERE name.parent = ? AND name.name > ? ORDER BY name.name LIMIT ?",
             (parent, after, limit),
         )
-        return [(row[0], Node._make(row[1:])) for row in rows]
+        return self._readings.all_shown([(row[0], Node._make(row[1:])) for row in rows])
 
     def is_empty(self, directory: int) -> bool:
         return not self._db.query_one("SELECT 1 FROM name WHERE parent = ? LIMIT 1", (directory,))
@@ -268,6 +271,7 @@ class Tree:
             " atime_ns = ?, mtime_ns = ?, ctime_ns = ?, btime_ns = ?, target = ? WHERE id = ?",
             (*node[1:-1], node.id),
         )
+        self._readings.drop(node.id)
         self._known.put(node)
 
     def _keep_past(self, node: Node) -> None:
@@ -287,13 +291,19 @@ class Tree:
         )
         self._known.put(node._replace(born=self._epochs.open, blocks=node.blocks + change))
 
-    def set_atime(self, node_id: int, atime_ns: int) -> None:
-        """Record a reading: in place, without a version."""
-        with self._db.transaction():
-            node = self.node(node_id)
-            if node is not None:
-                self._known.put(node)
-                self._overwrite(node.changed(atime_ns=atime_ns))
+    def note_reading(self, node_id: int, atime_ns: int) -> None:
+        """A file was read: without a version, and in the table after `save_readings`."""
+        self._readings.note(node_id, atime_ns)
+
+    def save_readings(self) -> None:
+        """Write the times of reading that are only remembered, in place."""
+        self._readings.save(self._db, self._save_reading)
+
+    def _save_reading(self, node_id: int) -> None:
+        node = self.node(node_id)
+        if node is not None:
+            self._known.put(node)
+            self._overwrite(node)
 
     def touch_directory(self, directory: int, now_ns: int, links: int = 0) -> None:
         """A directory's entries changed: its times, and `links` subdirectories more."""
@@ -438,6 +448,7 @@ class Tree:
             (node.size if node.is_file else 0,),
         )
         self._epochs.touch(node.id)
+        self._readings.drop(node.id)
         self.aliases.forget(node.id)
         self._known.drop(node.id)
         return dropped

@@ -124,6 +124,7 @@ class Committer:
             finally:
                 self._blocks.collect()
                 self._blocks.save_order()
+                self._vfs.files.save_readings()
                 if self._db.wal_bytes() > _WAL_BYTES:
                     self._db.checkpoint()
             self.error = ""

@@ -426,7 +426,11 @@ class Files:
         """relatime: the time of reading moves once after a change, else once a day."""
         now = self._tree.now_ns()
         if node.atime_ns <= max(node.mtime_ns, node.ctime_ns) or node.atime_ns < now - _DAY_NS:
-            self._tree.set_atime(node.id, now)
+            self._tree.note_reading(node.id, now)
+
+    def save_readings(self) -> None:
+        """Have the metadata note when files were read, as far as it was only remembered."""
+        self._tree.save_readings()
 
     def flush_all(self, *, seal: bool) -> None:
         """Commit what open files hold in buffers. A file that can't be committed now stays, and so
