@@ -6,7 +6,7 @@ brings a database of the version before to it.
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 # What both a new database and an older one get.
 _PINS = """
@@ -80,6 +80,63 @@ CREATE TABLE provisional(      -- names that were taken away, it may be for a re
 ) WITHOUT ROWID;
 """
 
+# Their rows may be long. Without rowids SQLite compares whole rows, and to find one it would read
+# all pages of a dozen others.
+_LONG_ROWS = """
+CREATE TABLE content(          -- what a file holds
+  node INTEGER NOT NULL,
+  run INTEGER NOT NULL,        -- blocks 256 run .. 256 run + 255; or -1: see data
+  born INTEGER NOT NULL,
+  data BLOB NOT NULL,          -- block ids, 16 bytes each, zeros for a hole; what lies behind
+                               -- the last id is a hole. Of run -1: the bytes of a tiny file
+                               -- themselves; it then has no other run
+  PRIMARY KEY(node, run)
+);
+CREATE TABLE content_past(
+  node INTEGER NOT NULL, run INTEGER NOT NULL, born INTEGER NOT NULL, died INTEGER NOT NULL,
+  data BLOB NOT NULL,
+  PRIMARY KEY(node, run, died)
+);
+
+CREATE TABLE xattr(
+  node INTEGER NOT NULL,
+  name BLOB NOT NULL,          -- with its namespace: user.comment
+  born INTEGER NOT NULL,
+  value BLOB NOT NULL,
+  PRIMARY KEY(node, name)
+);
+CREATE TABLE xattr_past(
+  node INTEGER NOT NULL, name BLOB NOT NULL, born INTEGER NOT NULL, died INTEGER NOT NULL,
+  value BLOB NOT NULL,
+  PRIMARY KEY(node, name, died)
+);
+
+CREATE TABLE patch(            -- small fsynced writes that are not yet folded into a block
+  node INTEGER NOT NULL,
+  seq INTEGER NOT NULL,        -- order of application
+  offset INTEGER NOT NULL,     -- in the file, bytes; a patch lies within one block
+  data BLOB NOT NULL,
+  size INTEGER NOT NULL,       -- of the file with this patch
+  mtime_ns INTEGER NOT NULL,   -- and when it was written
+  PRIMARY KEY(node, seq)
+);
+
+CREATE TABLE undo_run(
+  node INTEGER NOT NULL, turn INTEGER NOT NULL, run INTEGER NOT NULL,
+  data BLOB,                   -- of table content; NULL: it had no such row. Of node 0: the id
+                               -- of a block that was dropped before it was synced
+  PRIMARY KEY(node, turn, run)
+);
+CREATE TABLE undo_patch(       -- all patches that it had
+  node INTEGER NOT NULL, turn INTEGER NOT NULL, seq INTEGER NOT NULL,
+  offset INTEGER NOT NULL, data BLOB NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+  PRIMARY KEY(node, turn, seq)
+);
+"""
+_LONG_ROW_TABLES = (
+    "content", "content_past", "xattr", "xattr_past", "patch", "undo_run", "undo_patch"
+)  # fmt: skip
+
 _UNSYNCED = """
 CREATE INDEX block_unsynced ON block(id) WHERE synced = 0 AND dirty IS NOT NULL;
 """
@@ -105,6 +162,12 @@ ALTER TABLE orphan DROP COLUMN name;
     5: "ALTER TABLE node_past ADD COLUMN blocks INTEGER;",
     # An older program would not know of the redo log either.
     6: "DROP INDEX block_unsynced;" + _UNSYNCED,
+    7: "".join(f"ALTER TABLE {name} RENAME TO {name}_before;" for name in _LONG_ROW_TABLES)
+    + _LONG_ROWS
+    + "".join(
+        f"INSERT INTO {name} SELECT * FROM {name}_before; DROP TABLE {name}_before;"
+        for name in _LONG_ROW_TABLES
+    ),
 }
 
 SCHEMA = (
@@ -167,46 +230,9 @@ CREATE TABLE name_past(
 ) WITHOUT ROWID;
 CREATE INDEX name_past_of_node ON name_past(node);
 
-CREATE TABLE content(          -- what a file holds
-  node INTEGER NOT NULL,
-  run INTEGER NOT NULL,        -- blocks 256 run .. 256 run + 255; or -1: see data
-  born INTEGER NOT NULL,
-  data BLOB NOT NULL,          -- block ids, 16 bytes each, zeros for a hole; what lies behind
-                               -- the last id is a hole. Of run -1: the bytes of a tiny file
-                               -- themselves; it then has no other run
-  PRIMARY KEY(node, run)
-) WITHOUT ROWID;
-CREATE TABLE content_past(
-  node INTEGER NOT NULL, run INTEGER NOT NULL, born INTEGER NOT NULL, died INTEGER NOT NULL,
-  data BLOB NOT NULL,
-  PRIMARY KEY(node, run, died)
-) WITHOUT ROWID;
-
-CREATE TABLE xattr(
-  node INTEGER NOT NULL,
-  name BLOB NOT NULL,          -- with its namespace: user.comment
-  born INTEGER NOT NULL,
-  value BLOB NOT NULL,
-  PRIMARY KEY(node, name)
-) WITHOUT ROWID;
-CREATE TABLE xattr_past(
-  node INTEGER NOT NULL, name BLOB NOT NULL, born INTEGER NOT NULL, died INTEGER NOT NULL,
-  value BLOB NOT NULL,
-  PRIMARY KEY(node, name, died)
-) WITHOUT ROWID;
-
-CREATE TABLE patch(            -- small fsynced writes that are not yet folded into a block
-  node INTEGER NOT NULL,
-  seq INTEGER NOT NULL,        -- order of application
-  offset INTEGER NOT NULL,     -- in the file, bytes; a patch lies within one block
-  data BLOB NOT NULL,
-  size INTEGER NOT NULL,       -- of the file with this patch
-  mtime_ns INTEGER NOT NULL,   -- and when it was written
-  PRIMARY KEY(node, seq)
-) WITHOUT ROWID;
-
 -- How files were before changes that a power cut may still take: see `undo`. Emptied by each
--- sync of all blocks, so they hold what changed within seconds.
+-- sync of all blocks, so they hold what changed within seconds. The others are undo_run and
+-- undo_patch.
 
 CREATE TABLE undo_file(
   node INTEGER NOT NULL,
@@ -214,17 +240,6 @@ CREATE TABLE undo_file(
   size INTEGER NOT NULL,       -- as in the node's row before that
   mtime_ns INTEGER NOT NULL,
   PRIMARY KEY(node, turn)
-) WITHOUT ROWID;
-CREATE TABLE undo_run(
-  node INTEGER NOT NULL, turn INTEGER NOT NULL, run INTEGER NOT NULL,
-  data BLOB,                   -- of table content; NULL: it had no such row. Of node 0: the id
-                               -- of a block that was dropped before it was synced
-  PRIMARY KEY(node, turn, run)
-) WITHOUT ROWID;
-CREATE TABLE undo_patch(       -- all patches that it had
-  node INTEGER NOT NULL, turn INTEGER NOT NULL, seq INTEGER NOT NULL,
-  offset INTEGER NOT NULL, data BLOB NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
-  PRIMARY KEY(node, turn, seq)
 ) WITHOUT ROWID;
 
 CREATE TABLE orphan(           -- files without a name that were open; removed at the next start
@@ -268,6 +283,7 @@ CREATE TABLE chunk(            -- checkpoint chunks: nodes of one range of 4096 
   object BLOB                  -- ids (16 bytes each) of its objects on the remote; NULL: changed
 );
 """
+    + _LONG_ROWS
     + _PINS
     + _GARBAGE
     + _PROVISIONAL
