@@ -215,11 +215,11 @@ MUTATIONS = (
     ),
     Mutation(
         5, "the round does not sync blocks", _COMMITTER,
-        "            self._blocks.sync_all()\n", "", _POWER,
+        "        self._blocks.sync_all()\n", "", _POWER,
     ),
     Mutation(
         5, "the round does not sync the database", _COMMITTER,
-        "            self._db.sync()\n", "", _POWER,
+        "        self._db.sync()\n", "", _POWER,
     ),
     Mutation(
         5, "fsync does not sync the file's blocks", _OPENFILE,
@@ -357,6 +357,12 @@ MUTATIONS = (
         "test_who_waits_for_a_block_keeps_nothing_else_from_becoming_power_safe",
     ),
     Mutation(
+        5, "what is power-safe waits for programs that are busy", _COMMITTER,
+        "            is_safe = self._has_done(self._make_safe)\n",
+        "            self._let_pass()\n            is_safe = self._has_done(self._make_safe)\n",
+        "test_committer.py::test_while_programs_are_busy_all_is_safe_and_the_rest_waits",
+    ),
+    Mutation(
         8, "a segment that a crash let it forget is not adopted", _PUBLISH,
         "        self._commit(publication.key, publication.last)\n", "",
         "test_exchange.py::test_what_is_published_is_cloned",
@@ -384,14 +390,16 @@ MUTATIONS = (
     ),
     Mutation(
         8, "local segment files come before what they say is safe", _COMMITTER,
-        "            self._blocks.sync_all()\n            if newest",
-        "            self._journal(newest)\n"
-        "            self._blocks.sync_all()\n            if newest",
+        "        self._blocks.sync_all()\n        if newest",
+        "        self._journal(newest)\n"
+        "        self._blocks.sync_all()\n        if newest",
         _SEGMENTS_POWER,
     ),
     Mutation(
         8, "small rewrites are taken for those of any epoch", "exchange/journal.py",
-        "if epoch <= newest), default=0", "), default=0", _SEGMENTS_POWER,
+        "if epoch <= newest), default=0", "), default=0",
+        "test_journal.py::test_small_rewrites_of_a_round_that_was_cut_short_are_not_laid_over_"
+        "the_one_before",
     ),
     Mutation(
         5, "a reading counts for more than the time that was set by hand after it",
@@ -402,7 +410,7 @@ MUTATIONS = (
     ),
     Mutation(
         5, "times of reading are never written", _COMMITTER,
-        "                self._vfs.files.save_readings()\n", "",
+        "            self._vfs.files.save_readings()\n", "",
         "test_readings.py::test_a_reading_shows_at_once_and_is_in_the_table_after_a_round",
     ),
     Mutation(
@@ -437,7 +445,7 @@ MUTATIONS = (
     ),
     Mutation(
         5, "a sync leaves out what is not committed", "metadata/db.py",
-        "            covered = self._commit_all()", "            covered = self._ended", _POWER,
+        "            covered = self._commit_all()", "            covered = self.ended", _POWER,
     ),
     Mutation(
         9, "a former writer does not look after its segment", _PUBLISH,

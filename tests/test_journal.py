@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from syncer.errors import CorruptError
+from syncer.errors import CorruptError, PermanentError
 from syncer.exchange import journal, outgoing
 from syncer.exchange.incoming import insert_epochs, insert_rows
 from syncer.exchange.journal import Journal, read_rows, spans
@@ -241,3 +241,37 @@ def test_nothing_is_written_while_nothing_changes(
     monkeypatch.setattr(journal.os, "open", fail)
     monkeypatch.setattr(writer.db, "snapshot", fail)
     writer.journal.write(closed)
+
+
+def test_small_rewrites_of_a_round_that_was_cut_short_are_not_laid_over_the_one_before(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They go to the disk first, beside those of the round before."""
+    contents = Contents(writer.db, writer.epochs)
+
+    def rewrite(data: bytes) -> int:
+        contents.drop_patches(7)
+        contents.add_patches(7, [(0, data)], 100, 1)
+        return writer.epoch(len(data))
+
+    def kept(newest: int) -> list[bytes]:
+        return [row[3] for row in journal.read_patches(writer.segments, _SEED, newest)]
+
+    with writer.db.transaction():
+        first = rewrite(b"1")
+    writer.journal.write(first)
+    assert kept(first) == [b"1"]
+    with writer.db.transaction():
+        second = rewrite(b"two")
+
+    def cut(*arguments: object) -> None:
+        raise OSError(5, "cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.journal, "_write_epochs", cut)
+        with pytest.raises(PermanentError):
+            writer.journal.write(second)
+    assert spans(writer.segments)[-1][1] == first
+    assert (kept(first), kept(second)) == ([b"1"], [b"two"])
+    writer.journal.write(second)
+    assert kept(second) == [b"two"]

@@ -83,8 +83,8 @@ class Database:
         self._changes_before = 0
         #: What statements do depends on another database as well, so the log can't have them.
         self._is_attached = False
-        #: How many transactions have ended well.
-        self._ended = 0
+        #: How many transactions have ended well; it only grows.
+        self.ended = 0
         #: Guards _synced and the order of syncs; never taken while holding `lock`.
         self._sync_lock = threading.Lock()
         self._synced = 0
@@ -260,7 +260,7 @@ class Database:
                     self._roll_back()
             elif self._statements != []:
                 self._keep()
-                self._ended += 1
+                self.ended += 1
             for hook in self._end_hooks:
                 hook(not failed)
         finally:
@@ -417,7 +417,7 @@ class Database:
         Waits for the disk; many callers at once share one fdatasync. Never call it inside a
         transaction.
         """
-        wanted = self._ended
+        wanted = self.ended
         with self._sync_lock:
             if self._synced >= wanted:
                 return
@@ -434,7 +434,7 @@ class Database:
             if self._depth:
                 self._open_group()
                 self._changes_before = self._connection.total_changes()
-            return self._ended
+            return self.ended
 
     @contextlib.contextmanager
     def attached(self, path: Path, name: str) -> Iterator[None]:

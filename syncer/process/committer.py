@@ -13,6 +13,10 @@ One round, and what a power cut after each step leaves:
 
 fsync takes steps 1, 3 and 4 for one file, at once.
 
+Step 5 reads all rows of the epoch once more, and packs them: as much work as a program's own calls
+that made them. So the thread's rounds take the steps from there on when programs have become quiet,
+or some seconds later.
+
 A file whose buffers can't be sealed at once, because that needs a block from the server, or room,
 or because one of its writers waits for these, is left to a later round: it must not keep the others
 from becoming power-safe.
@@ -29,6 +33,7 @@ from syncer.blocks.store import Blocks
 from syncer.errors import SyncerError
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
+from syncer.transfer.giveway import GiveWay
 from syncer.vfs.calls import Vfs
 
 log = logging.getLogger(__name__)
@@ -37,6 +42,10 @@ log = logging.getLogger(__name__)
 _WAL_BYTES = 16 << 20
 #: A round waits no longer than that for what open files need.
 _PATIENCE_SECONDS = 1.0
+#: While programs are busy, one looks that often whether they still are.
+_LOOK_SECONDS = 0.05
+#: The part of the time between two rounds for which programs are left alone.
+_LONGEST_PART = 0.75
 
 
 class Committer:
@@ -62,6 +71,9 @@ class Committer:
         self._journal = journal
         self._stopping = threading.Event()
         self._round_lock = threading.Lock()
+        #: The newest epoch that steps 1 to 4 were taken for. The lock guards it.
+        self._safe = 0
+        self._gives_way = GiveWay(lambda: db.ended, lambda: True)
         #: Of the thread that holds the lock: when it leaves what does not go on.
         self._patience = threading.local()
         self._thread = threading.Thread(target=self._run, name="syncer-committer", daemon=True)
@@ -79,16 +91,36 @@ class Committer:
         self.round()
 
     def _run(self) -> None:
-        while not self._stopping.wait(self._interval_seconds):
-            try:
-                self.round(waits=False)
-            except SyncerError as error:
-                # The next round tries again; status shows it meanwhile.
-                self.error = str(error)
-                log.warning("changes could not be made power-safe: %s", error)
-            except Exception:
-                self.error = "changes could not be made power-safe; see the log"
-                log.exception("the committer's round failed")
+        due = time.monotonic() + self._interval_seconds
+        while not self._stopping.wait(max(0.0, due - time.monotonic())):
+            is_safe = self._has_done(self._make_safe)
+            due = time.monotonic() + self._interval_seconds
+            if is_safe:
+                self._let_pass()
+                if self._has_done(self._finish):
+                    self._on_closed()
+
+    def _has_done(self, step: Callable[[], None]) -> bool:
+        """Take a part of a round; False if it failed, of which `error` tells then."""
+        try:
+            with self._round_lock:
+                step()
+            return True
+        except SyncerError as error:
+            # The next round tries again; status shows it meanwhile.
+            self.error = str(error)
+            log.warning("changes could not be made power-safe: %s", error)
+        except Exception:
+            self.error = "changes could not be made power-safe; see the log"
+            log.exception("the committer's round failed")
+        return False
+
+    def _let_pass(self) -> None:
+        """Wait while programs are busy, but not for long."""
+        until = time.monotonic() + _LONGEST_PART * self._interval_seconds
+        while (now := time.monotonic()) < until and self._gives_way.waits(now):
+            if self._stopping.wait(_LOOK_SECONDS):
+                return
 
     def is_out_of_patience(self) -> bool:
         """Whether the calling thread is at a round, and has waited long enough for open files."""
@@ -101,31 +133,39 @@ class Committer:
         finally:
             del self._patience.until
 
-    def round(self, *, seal: bool = False, waits: bool = True) -> None:
+    def round(self, *, seal: bool = False) -> None:
         """Make everything that was written so far power-safe, and close the epoch.
 
-        With `seal`, small rewrites become blocks as well, to be uploaded. With `waits`, this waits
-        for what open files need first, and holds up no other round by that.
+        With `seal`, small rewrites become blocks as well, to be uploaded. Waits for what open
+        files need first, and holds up no other round by that.
         """
-        if waits:
-            self._vfs.files.flush_all(seal=seal)
+        self._vfs.files.flush_all(seal=seal)
         with self._round_lock:
-            self._vfs.hidden.let_go()
-            self._flush_what_goes_on(seal=seal)
-            # What was saved now shows since it was written; nobody has to be told again.
-            self._vfs.take_stale_paths()
-            newest = self._epochs.close()
-            self._blocks.sync_all()
-            if newest != self._db.get_meta("durable"):
-                self._db.set_meta("durable", newest)
-            self._db.sync()
-            try:
-                self._journal(newest)
-            finally:
-                self._blocks.collect()
-                self._blocks.save_order()
-                self._vfs.files.save_readings()
-                if self._db.wal_bytes() > _WAL_BYTES:
-                    self._db.checkpoint()
-            self.error = ""
+            self._make_safe(seal=seal)
+            self._finish()
         self._on_closed()
+
+    def _make_safe(self, *, seal: bool = False) -> None:
+        """Steps 1 to 4."""
+        self._vfs.hidden.let_go()
+        self._flush_what_goes_on(seal=seal)
+        # What was saved now shows since it was written; nobody has to be told again.
+        self._vfs.take_stale_paths()
+        newest = self._epochs.close()
+        self._blocks.sync_all()
+        if newest != self._db.get_meta("durable"):
+            self._db.set_meta("durable", newest)
+        self._db.sync()
+        self._safe = newest
+
+    def _finish(self) -> None:
+        """The other steps. Where another round has taken them meanwhile, little is left to do."""
+        try:
+            self._journal(self._safe)
+        finally:
+            self._blocks.collect()
+            self._blocks.save_order()
+            self._vfs.files.save_readings()
+            if self._db.wal_bytes() > _WAL_BYTES:
+                self._db.checkpoint()
+        self.error = ""
