@@ -363,6 +363,11 @@ MUTATIONS = (
         "test_committer.py::test_while_programs_are_busy_all_is_safe_and_the_rest_waits",
     ),
     Mutation(
+        8, "small rewrites may be gone before the files of their epoch are written", _COMMITTER,
+        'if self._db.query_one("SELECT 1 FROM patch LIMIT 1"):', "if False:",
+        "test_committer.py::test_small_rewrites_go_with_their_epoch_however_busy_programs_are",
+    ),
+    Mutation(
         8, "a segment that a crash let it forget is not adopted", _PUBLISH,
         "        self._commit(publication.key, publication.last)\n", "",
         "test_exchange.py::test_what_is_published_is_cloned",

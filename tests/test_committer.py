@@ -85,6 +85,16 @@ def test_who_asks_for_a_round_does_not_wait_for_programs_that_are_busy(
     assert busy.closed.is_set()
 
 
+def test_small_rewrites_go_with_their_epoch_however_busy_programs_are(
+    rig: VfsRig, start: Callable[..., Busy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("syncer.process.committer._LONGEST_PART", 1e6)
+    rig.contents.add_patches(rig.make(b"/rewritten", b"content"), [(0, b"C")], 7, 1)
+    busy = start(_INTERVAL_SECONDS)
+    assert busy.closed.wait(_SOON_SECONDS)
+    assert busy.journaled and not busy.asked.is_set()
+
+
 def test_programs_that_are_always_busy_are_not_waited_for_for_ever(
     start: Callable[..., Busy],
 ) -> None:

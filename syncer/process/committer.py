@@ -117,6 +117,10 @@ class Committer:
 
     def _let_pass(self) -> None:
         """Wait while programs are busy, but not for long."""
+        if self._db.query_one("SELECT 1 FROM patch LIMIT 1"):
+            # Small rewrites have no history: those that go with the epoch that has just ended may
+            # be gone in a moment.
+            return
         until = time.monotonic() + _LONGEST_PART * self._interval_seconds
         while (now := time.monotonic()) < until and self._gives_way.waits(now):
             if self._stopping.wait(_LOOK_SECONDS):
