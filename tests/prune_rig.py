@@ -87,7 +87,9 @@ class PruneRig(VfsRig):
             before_writing=self.blocks.forget_unnamed,
         )
         never = GiveWay(lambda: 0, lambda: False)
-        self.uploads = Uploads(self.blocks, self.remote, threading.Event(), gives_way=never)
+        self.uploads = Uploads(
+            self.blocks, self.remote, threading.Event(), at_once=4, gives_way=never
+        )
         self.pruner = Pruner(
             self.db,
             self.tree,

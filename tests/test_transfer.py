@@ -144,6 +144,25 @@ def test_uploads_to_a_far_server_do_not_wait(work: Work, monkeypatch: pytest.Mon
     wait_for(lambda: len(work.remote.objects) > 0)
 
 
+@pytest.mark.parametrize(("lead_blocks", "count"), [(0, 4), (3, 4), (5, 5), (100, 6)])
+def test_more_blocks_are_under_way_where_the_line_carries_them_in_some_round_trips(
+    work: Work, monkeypatch: pytest.MonkeyPatch, lead_blocks: int, count: int
+) -> None:
+    monkeypatch.setattr(type(work.remote), "sending_lead_bytes", lead_blocks * BLOCK_BYTES)
+    work.remote.delay_seconds = 0.3
+    for number in range(20):
+        work.write(content(number))
+    work.transfer.start()
+    wait_for(lambda: work.transfer.uploads.status().in_flight == count)
+    # Nor do those who come back for more, or look again, make it more.
+    seen = set()
+    while work.transfer.status().dirty_blocks > count:
+        seen.add(work.transfer.uploads.status().in_flight)
+        time.sleep(0.01)
+    assert max(seen) == count
+    assert work.transfer.flush(10)
+
+
 def test_the_oldest_go_first(tmp_path: Path) -> None:
     work = Work(tmp_path, upload_workers=1)
     ids = [work.write(content(number)) for number in range(30)]

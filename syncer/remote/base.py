@@ -195,6 +195,11 @@ class Remote(ABC):
         return 0
 
     @property
+    def sending_lead_bytes(self) -> int:
+        """The same of what is stored: how much to have under way, so that a long line is full."""
+        return 0
+
+    @property
     def is_far(self) -> bool:
         """Whether it is known that round trips, rather than processors, take the time."""
         return False

@@ -108,6 +108,10 @@ class SftpRemote(FileRemote):
         return self._windows.down.lead_bytes
 
     @property
+    def sending_lead_bytes(self) -> int:
+        return self._windows.up.lead_bytes
+
+    @property
     def is_far(self) -> bool:
         return self._pool.is_far
 

@@ -78,12 +78,13 @@ class Transfer:
             blocks,
             remote,
             self._crew.stopping,
+            at_once=config.upload_workers,
             bytes_per_second=config.upload_bytes_per_second,
             settle_seconds=settle_seconds,
             gives_way=GiveWay(lambda: blocks.newest_dirty, self._may_wait),
         )
         self._wishes = _Wishes(_READ_AHEAD_BLOCKS)
-        for number in range(config.upload_workers):
+        for number in range(self.uploads.most_at_once):
             self._crew.add(f"upload-{number + 1}", self.uploads.step)
         for number in range(_READ_AHEAD_WORKERS):
             self._crew.add(f"readahead-{number + 1}", self._fetch_ahead)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from syncer import codec
 from syncer.blocks.fetch import block_key
 from syncer.blocks.store import Blocks
+from syncer.codec import BLOCK_BYTES
 from syncer.errors import CorruptError, OfflineError, PermanentError, SyncerError
 from syncer.rates import MovingRate, RateLimit
 from syncer.remote.base import Remote
@@ -73,12 +74,17 @@ class Uploads:
         remote: Remote,
         stopping: threading.Event,
         *,
+        at_once: int,
         bytes_per_second: int = 0,
         settle_seconds: float = 30.0,
         gives_way: GiveWay,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`at_once` blocks are under way, and `most_at_once` where the line carries so much in the
+        round trips that an object takes: begun together, they also wait for these together."""
         self.limit = RateLimit(bytes_per_second)
+        self.most_at_once = at_once + at_once // 2
+        self._at_once = at_once
         self._blocks = blocks
         self._remote = remote
         self._stopping = stopping
@@ -190,7 +196,7 @@ class Uploads:
                 return None
             if not self._queue:
                 self._refill(now)
-            if not self._queue or self._gives_way.waits(now):
+            if not self._queue or self._gives_way.waits(now) or self._are_enough():
                 self._rest()
                 return None
             block_id = self._queue.popleft()
@@ -199,6 +205,11 @@ class Uploads:
             self._busy.add(block_id)
             self._in_flight += 1
             return block_id
+
+    def _are_enough(self) -> bool:
+        """Whether more blocks under way would only wait for each other."""
+        lead_blocks = min(self._remote.sending_lead_bytes // BLOCK_BYTES, self.most_at_once)
+        return self._in_flight >= max(self._at_once, lead_blocks)
 
     def _rest(self) -> None:
         """Wait for work. One of those who do is the watch; the others sleep for longer."""
