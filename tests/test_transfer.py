@@ -163,6 +163,21 @@ def test_more_blocks_are_under_way_where_the_line_carries_them_in_some_round_tri
     assert work.transfer.flush(10)
 
 
+def test_a_block_is_uploaded_as_soon_as_it_is_dirty(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("syncer.transfer.uploads._IDLE_SECONDS", 60.0)
+    # To a near one they give way first.
+    monkeypatch.setattr(type(work.remote), "is_far", True)
+    work.transfer.start()
+    for number in range(3):
+        # They have looked, found nothing more, and wait.
+        wait_for(lambda: work.transfer.uploads._is_watched)
+        work.write(content(number))
+        wait_for(lambda count=number + 1: len(work.remote.objects) == count, 5)
+    assert work.transfer.flush(10)
+
+
 def test_the_oldest_go_first(tmp_path: Path) -> None:
     work = Work(tmp_path, upload_workers=1)
     ids = [work.write(content(number)) for number in range(30)]

@@ -56,6 +56,8 @@ class Ledger:
         self.undo = Undo(db)
         self.pinned = PinnedBlocks(db, cache.budget)
         self.garbage = Garbage(db)
+        #: Set whenever a block becomes dirty, for who waits for one, and clears it before a look.
+        self.has_new_dirty = threading.Event()
         self._db = db
         self._lock = threading.Lock()
         self._removed = threading.Condition(self._lock)
@@ -171,7 +173,7 @@ class Ledger:
         self._db.execute(
             "UPDATE block SET dirty = ?, refs = 1 WHERE id = ?", (self._next_dirty, block_id)
         )
-        self._next_dirty += 1
+        self._end_of_queue_moved()
         self._account(0, 0, 1, size_bytes)
 
     def _add_dirty(self, block_id: bytes, size_bytes: int, *, synced: bool) -> None:
@@ -179,8 +181,13 @@ class Ledger:
             "INSERT INTO block VALUES(?, ?, ?, 1, ?, 0, 0)",
             (block_id, size_bytes, self._next_dirty, int(synced)),
         )
-        self._next_dirty += 1
+        self._end_of_queue_moved()
         self._account(1, disk_bytes(size_bytes), 1, size_bytes)
+
+    def _end_of_queue_moved(self) -> None:
+        self._next_dirty += 1
+        if not self.has_new_dirty.is_set():
+            self.has_new_dirty.set()
 
     def unname(self, block_ids: Iterable[bytes]) -> None:
         """Content that never became history names these once less. In the caller's transaction.

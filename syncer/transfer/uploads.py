@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 
 #: How many blocks are asked of the database at once.
 _BATCH_BLOCKS = 128
-#: One idle worker looks for work that often, for all; `kick` makes it look at once.
+#: One idle worker looks for work that often, for all; a new dirty block makes it look at once, and
+#: so does `kick`.
 _IDLE_SECONDS = 0.2
 #: The others are woken when there is some.
 _REST_SECONDS = 10.0
@@ -141,11 +142,13 @@ class Uploads:
             self._looked_at = float("-inf")
             # Who finds a block wakes the next one.
             self._work.notify()
+        self._blocks.has_new_dirty.set()
 
     def wake(self) -> None:
         """Have all workers return from their waits, to see that they shall stop."""
         with self._changed:
             self._work.notify_all()
+        self._blocks.has_new_dirty.set()
 
     def retry(self) -> None:
         """Somebody waits, or an obstacle may be gone: end every pause, and try damaged blocks
@@ -155,6 +158,7 @@ class Uploads:
             self._looked_at = self._resume_at = self._rewound_at = float("-inf")
             self._aside.clear()
             self._work.notify_all()
+        self._blocks.has_new_dirty.set()
 
     def is_hopeful(self) -> bool:
         """Whether uploads are under way, and nothing says that they will fail."""
@@ -196,15 +200,25 @@ class Uploads:
                 return None
             if not self._queue:
                 self._refill(now)
-            if not self._queue or self._gives_way.waits(now) or self._are_enough():
+            if self._queue and not self._gives_way.waits(now) and not self._are_enough():
+                block_id = self._queue.popleft()
+                # For the next block, or to keep watch.
+                self._work.notify()
+                self._busy.add(block_id)
+                self._in_flight += 1
+                return block_id
+            if self._queue or self._is_watched or self._stopping.is_set():
                 self._rest()
                 return None
-            block_id = self._queue.popleft()
-            # For the next block, or to keep watch.
-            self._work.notify()
-            self._busy.add(block_id)
-            self._in_flight += 1
-            return block_id
+            self._is_watched = True
+        self._watch()
+        return None
+
+    def _watch(self) -> None:
+        """Wait for a block to become dirty. Without the lock: who makes one so has db.lock."""
+        self._blocks.has_new_dirty.wait(_IDLE_SECONDS)
+        with self._changed:
+            self._is_watched = False
 
     def _are_enough(self) -> bool:
         """Whether more blocks under way would only wait for each other."""
@@ -225,8 +239,9 @@ class Uploads:
             self._is_watched = False
 
     def _refill(self, now: float) -> None:
-        if now - self._looked_at < _IDLE_SECONDS:
+        if now - self._looked_at < _IDLE_SECONDS and not self._blocks.has_new_dirty.is_set():
             return
+        self._blocks.has_new_dirty.clear()
         if self._aside and now - self._aside_since > _ASIDE_SECONDS:
             self._aside.clear()
         rows = self._blocks.dirty_queue(_BATCH_BLOCKS, self._place)
