@@ -178,6 +178,17 @@ def test_a_block_is_uploaded_as_soon_as_it_is_dirty(
     assert work.transfer.flush(10)
 
 
+def test_who_waits_for_what_was_dirty_does_not_wait_for_what_comes_later(work: Work) -> None:
+    work.write(content(1))
+    newest = work.blocks.newest_dirty
+    work.transfer.start()
+    assert work.transfer.flush(10, newest)
+    work.remote.fail("put", RemoteFullError("no room"), times=1000)
+    work.write(content(2))
+    assert work.transfer.flush(10, newest)
+    assert not work.transfer.flush(0.3, work.blocks.newest_dirty)
+
+
 def test_the_oldest_go_first(tmp_path: Path) -> None:
     work = Work(tmp_path, upload_workers=1)
     ids = [work.write(content(number)) for number in range(30)]

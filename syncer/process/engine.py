@@ -55,6 +55,8 @@ log = logging.getLogger(__name__)
 Progress = Callable[[dict[str, Any]], None]
 
 _POLL_SECONDS = 0.2
+#: For so long a flush waits for uploads before its round; as long as an epoch lasts at most.
+_UPLOADS_FIRST_SECONDS = 4.0
 #: Who waits for a publication, which takes some round trips, is told that often how it goes.
 _PUBLICATION_SECONDS = 2.0
 _PRUNER_ENDS_WITHIN_SECONDS = 5.0
@@ -411,6 +413,8 @@ class Engine:
         DisplacedError if this machine may not publish any more.
         """
         deadline = time.monotonic() + (timeout_seconds if timeout_seconds is not None else 1e9)
+        self.vfs.files.flush_all(seal=True)
+        self._upload_first(min(deadline, time.monotonic() + _UPLOADS_FIRST_SECONDS), progress)
         self._committer.round(seal=True)
         newest = self._epochs.open - 1
         published = None
@@ -434,6 +438,21 @@ class Engine:
                 # Something is in the way; asking again at once would not help.
                 time.sleep(_POLL_SECONDS)
             published = status["published_epoch"]
+
+    def _upload_first(self, until: float, progress: Progress) -> None:
+        """Wait for the uploads of what is dirty now, as long as they go well.
+
+        What the remote has needs no sync here, so the round that follows has nothing to wait for;
+        before them, it would sync all that was just written, and uploads stop meanwhile. What was
+        written is power-safe no later for it than the committer makes it by itself.
+        """
+        newest = self._blocks.newest_dirty
+        self._transfer.kick()
+        while (left_seconds := until - time.monotonic()) > 0:
+            is_done = self._transfer.flush(min(_POLL_SECONDS, left_seconds), newest)
+            if is_done or self._remote.health.report().error:
+                return
+            progress(self.status())
 
     def _is_flushed(self, epoch: int) -> bool:
         """Whether the remote has all changes up to an epoch."""

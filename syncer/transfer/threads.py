@@ -110,16 +110,24 @@ class Transfer:
         """There are new dirty blocks; cheap, never waits for long."""
         self.uploads.kick()
 
-    def flush(self, timeout_seconds: float) -> bool:
-        """Wait until the remote has every block that is dirty; False if the time was too short."""
+    def flush(self, timeout_seconds: float, newest: int | None = None) -> bool:
+        """Wait until the remote has every block that is dirty; False if the time was too short.
+
+        With `newest`, those only that were dirty when this was `Blocks.newest_dirty`.
+        """
         deadline = time.monotonic() + timeout_seconds
         self.uploads.retry()
-        while self._blocks.usage().dirty_blocks:
+        while self._has_dirty(newest):
             remaining = deadline - time.monotonic()
             if remaining <= 0 or self._crew.stopping.is_set():
                 return False
             self.uploads.wait_changed(min(remaining, _EVICT_SECONDS))
         return True
+
+    def _has_dirty(self, newest: int | None) -> bool:
+        if newest is None:
+            return bool(self._blocks.usage().dirty_blocks)
+        return any(place <= newest for _, place in self._blocks.dirty_queue(1))
 
     def _may_wait(self) -> bool:
         """Whether uploads may leave the processors to others for a moment."""
