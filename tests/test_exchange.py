@@ -30,11 +30,12 @@ from syncer.errors import (
     SyncerError,
     UsageError,
 )
-from syncer.exchange import checkpoint, outgoing, publish, recover, roles, writers
+from syncer.exchange import checkpoint, outgoing, publish, recover, writers
 from syncer.exchange.incoming import Touched
+from syncer.exchange.loop import ExchangeLoop
 from syncer.exchange.publish import Publisher
 from syncer.exchange.recover import clone
-from syncer.exchange.roles import Exchange, ExchangeLoop
+from syncer.exchange.roles import Exchange
 from syncer.exchange.wire import (
     decode_json,
     decode_segment,
@@ -1583,7 +1584,7 @@ def test_the_thread_publishes_and_ends(laptop: Machine) -> None:
 def test_the_thread_leaves_who_has_just_mounted_alone_unless_somebody_asks(
     laptop: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(roles, "STARTS_AFTER_SECONDS", 3600.0)
+    monkeypatch.setattr("syncer.exchange.loop.STARTS_AFTER_SECONDS", 3600.0)
     stepped = threading.Event()
     monkeypatch.setattr(laptop.exchange, "step", lambda: stepped.set() or False)
     loop = ExchangeLoop(laptop.exchange, interval_seconds=30.0)

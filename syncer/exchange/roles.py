@@ -20,7 +20,6 @@ from syncer.errors import (
     CorruptError,
     DisplacedError,
     SyncerError,
-    TemporaryError,
     UsageError,
 )
 from syncer.exchange.checkpoint import Backlog, Checkpoints
@@ -42,7 +41,7 @@ from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
 from syncer.metadata.node import node_base
 from syncer.metadata.pruning import prune
-from syncer.remote.base import STARTS_AFTER_SECONDS, Remote
+from syncer.remote.base import Remote
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +51,6 @@ _MAX_TOUCHED = 50_000
 _NOTE_SECONDS = 3600.0
 #: How often a writer with nothing to publish looks whether it still is one.
 _LOOK_SECONDS = 5.0
-#: Between two steps of the thread: the least, and after what only a person can set right.
-_PAUSE_SECONDS = 0.2
-_FAILURE_SECONDS = 60.0
 _NODES_PER_MACHINE = 1 << 40
 _COPY = "this data directory is a copy or was restored from a backup"
 
@@ -411,86 +407,3 @@ class Exchange:
         self._publisher.backlog = Backlog()
         self._checkpoints.clean_up(thoroughly=thoroughly)
         return True
-
-
-class ExchangeLoop:
-    """The thread `syncer-publisher`, which publishes or follows, as the role says."""
-
-    def __init__(
-        self,
-        exchange: Exchange,
-        interval_seconds: float = 2.0,
-        after_step: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Without a kick it looks every `interval_seconds`; the role may change in each step."""
-        self._exchange = exchange
-        self._interval_seconds = interval_seconds
-        self._after_step = after_step
-        self._kicked = threading.Event()
-        self._hurried = threading.Event()
-        self._stopping = threading.Event()
-        self._stepped = threading.Condition()
-        # The condition guards the next two.
-        self._steps_begun = 0
-        self._steps_ended = 0
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="syncer-publisher", daemon=True)
-        self._thread.start()
-
-    def kick(self) -> None:
-        """An epoch was closed or blocks became clean: look soon."""
-        self._kicked.set()
-
-    def step_now(self, timeout_seconds: float) -> None:
-        """Wait until a step that begins after this call has ended, or for the time given."""
-        with self._stepped:
-            wanted = self._steps_begun + 1
-            self._kicked.set()
-            self._hurried.set()
-            self._stepped.wait_for(lambda: self._steps_ended >= wanted, timeout_seconds)
-
-    def stop(self) -> None:
-        """End the thread, after the step it is at."""
-        self._stopping.set()
-        self._kicked.set()
-        self._hurried.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-
-    def _run(self) -> None:
-        self._hurried.wait(STARTS_AFTER_SECONDS)
-        while not self._stopping.is_set():
-            # Before the step, so that a kick during it is not lost.
-            with self._stepped:
-                self._kicked.clear()
-                self._hurried.clear()
-                self._steps_begun += 1
-            delay_seconds = self._step()
-            self._after_step()
-            with self._stepped:
-                self._steps_ended = self._steps_begun
-                self._stepped.notify_all()
-            if delay_seconds and not self._stopping.is_set():
-                # Kicks come with every block that is uploaded; gather some.
-                self._hurried.wait(_PAUSE_SECONDS)
-                self._kicked.wait(delay_seconds)
-
-    def _step(self) -> float:
-        """One step; returns the seconds to wait at most until the next one."""
-        previous = self._exchange.status().error
-        try:
-            return 0.0 if self._exchange.step() else self._interval_seconds
-        except TemporaryError as error:
-            if str(error) != previous:
-                log.info("the exchange waits: %s", error)
-            return self._interval_seconds
-        except SyncerError as error:
-            if str(error) != previous:
-                log.error("the exchange stopped: %s", error)
-            return _FAILURE_SECONDS
-        except Exception:
-            log.exception("the exchange failed; it tries again")
-            return _FAILURE_SECONDS

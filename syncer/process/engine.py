@@ -23,7 +23,8 @@ from syncer.config import Config
 from syncer.errors import CorruptError, SyncerError, TemporaryError, UsageError
 from syncer.exchange.incoming import Touched
 from syncer.exchange.journal import Journal
-from syncer.exchange.roles import Exchange, ExchangeLoop
+from syncer.exchange.loop import ExchangeLoop
+from syncer.exchange.roles import Exchange
 from syncer.maintain.prune import Pruner
 from syncer.metadata.contents import Contents
 from syncer.metadata.epochs import Epochs
