@@ -66,7 +66,7 @@ MUTATIONS = (
     ),
     Mutation(
         1, "what is published is not power-safe here", _PUBLISH,
-        "        self._db.sync()\n        check_writer()", "        check_writer()",
+        "        self._db.sync()\n        look_first()", "        look_first()",
         "test_exchange.py::test_what_is_published_is_power_safe_first",
     ),
     Mutation(
@@ -451,6 +451,11 @@ MUTATIONS = (
     Mutation(
         5, "a sync leaves out what is not committed", "metadata/db.py",
         "            covered = self._commit_all()", "            covered = self.ended", _POWER,
+    ),
+    Mutation(
+        9, "a look ahead of a publication counts for ever", "exchange/roles.py",
+        "time.monotonic() < self._look_holds_until", "self._look_holds_until > 0.0",
+        "test_exchange.py::test_a_look_ahead_counts_for_a_moment_and_once",
     ),
     Mutation(
         9, "a former writer does not look after its segment", _PUBLISH,

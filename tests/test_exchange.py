@@ -953,6 +953,86 @@ def test_a_segment_that_comes_too_late_is_a_branch(
     assert_same_history(desktop, tablet)
 
 
+def looks_and_puts(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """From now on: "look" for each look who the writer is, "put" for each object of the log."""
+    done: list[str] = []
+    list_objects, put = machine.remote.list, machine.remote.put
+
+    def noting_list(prefix: str) -> Any:
+        if prefix == "writers":
+            done.append("look")
+        return list_objects(prefix)
+
+    def noting_put(key: str, data: Any) -> bool:
+        if key.startswith("log/"):
+            done.append("put")
+        return put(key, data)
+
+    monkeypatch.setattr(machine.remote, "list", noting_list)
+    monkeypatch.setattr(machine.remote, "put", noting_put)
+    return done
+
+
+def test_a_look_ahead_counts_for_a_moment_and_once(
+    laptop: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    laptop.epoch(b"a")
+    laptop.publish()
+    now = time.monotonic()
+    monkeypatch.setattr("syncer.exchange.roles.time.monotonic", lambda: now)
+    done = looks_and_puts(laptop, monkeypatch)
+    # There is nothing to publish yet; who asks for it again and again looks once a second.
+    for _ in range(5):
+        assert not laptop.exchange.step(looks_ahead=True)
+    assert done == ["look"]
+    laptop.epoch(b"b")
+    assert laptop.exchange.step()
+    assert done == ["look", "put", "look"]
+    done.clear()
+    laptop.epoch(b"c")
+    assert laptop.exchange.step()
+    assert done == ["look", "put", "look"]
+    done.clear()
+    laptop.exchange.step(looks_ahead=True)
+    now += 1.5
+    laptop.epoch(b"d")
+    assert laptop.exchange.step()
+    assert done == ["look", "look", "put", "look"]
+
+
+def test_who_is_displaced_behind_a_look_ahead_counts_nothing_as_published(
+    laptop: Machine, machines: Callable[[str], Machine]
+) -> None:
+    laptop.epoch(b"a")
+    laptop.publish()
+    desktop, phone = machines("desktop"), machines("phone")
+    assert not laptop.exchange.step(looks_ahead=True)
+    desktop.exchange.take_over()
+    laptop.epoch(b"too late")
+    with pytest.raises(DisplacedError):
+        laptop.exchange.step()
+    assert (laptop.exchange.role, laptop.exchange.status().unpublished) == ("displaced", 1)
+    desktop.epoch(b"by desktop")
+    desktop.publish()
+    phone.exchange.follow()
+    assert phone.names() == {b"a", b"by desktop"}
+    assert_same_history(desktop, machines("tablet"))
+
+
+def test_a_displaced_writer_learns_of_it_by_a_look_ahead_and_writes_nothing(
+    laptop: Machine, machines: Callable[[str], Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    laptop.epoch(b"a")
+    laptop.publish()
+    machines("desktop").exchange.take_over()
+    laptop.epoch(b"stranded")
+    done = looks_and_puts(laptop, monkeypatch)
+    with pytest.raises(DisplacedError):
+        laptop.exchange.step(looks_ahead=True)
+    assert "put" not in done
+    assert "desktop" in laptop.exchange.status().error
+
+
 def test_a_change_of_hands_between_two_looks_mixes_nothing(
     laptop: Machine, machines: Callable[[str], Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1586,7 +1666,7 @@ def test_the_thread_leaves_who_has_just_mounted_alone_unless_somebody_asks(
 ) -> None:
     monkeypatch.setattr("syncer.exchange.loop.STARTS_AFTER_SECONDS", 3600.0)
     stepped = threading.Event()
-    monkeypatch.setattr(laptop.exchange, "step", lambda: stepped.set() or False)
+    monkeypatch.setattr(laptop.exchange, "step", lambda **words: stepped.set() or False)
     loop = ExchangeLoop(laptop.exchange, interval_seconds=30.0)
     loop.start()
     try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from syncer.errors import SyncerError, TemporaryError
 from syncer.process.engine import _POLL_SECONDS, Engine
+from syncer.remote.base import Entry, Payload
 from tests.damage import Place, noise
 
 
@@ -71,6 +72,39 @@ def test_flush_syncs_no_block_here_that_the_remote_has_soon(
         synced = dirty_at_own_syncs(engine, monkeypatch)
         assert engine.flush(60, lambda state: None)["safe"]
         assert not synced
+
+
+def test_flush_looks_who_the_writer_is_while_the_last_blocks_are_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place.made_in(tmp_path)
+    done: list[str] = []
+    with place.engine() as engine:
+        engine.flush(60, lambda state: None)
+        put, list_objects = engine._remote.put, engine._remote.list
+        has_looked = threading.Event()
+
+        def noting_put(key: str, data: Payload) -> bool:
+            if key.startswith("blocks/"):
+                # Nothing else would make it look before the last block is there.
+                assert has_looked.wait(10)
+            elif key.startswith("log/"):
+                done.append("put")
+            return put(key, data)
+
+        def noting_list(prefix: str) -> Iterator[Entry]:
+            if prefix == "writers":
+                done.append("look")
+                has_looked.set()
+            return list_objects(prefix)
+
+        monkeypatch.setattr("syncer.exchange.roles._LOOK_SECONDS", 3600.0)
+        monkeypatch.setattr("syncer.exchange.roles._LOOK_HOLDS_SECONDS", 3600.0)
+        monkeypatch.setattr(engine._remote, "put", noting_put)
+        monkeypatch.setattr(engine._remote, "list", noting_list)
+        place.write(engine, b"/large", noise(7, 3 << 20))
+        assert engine.flush(60, lambda state: None)["safe"]
+    assert done[:3] == ["look", "put", "look"]
 
 
 @pytest.mark.parametrize("obstacle", ["slow", "refuses"])

@@ -32,6 +32,7 @@ class ExchangeLoop:
         self._after_step = after_step
         self._kicked = threading.Event()
         self._hurried = threading.Event()
+        self._looks_ahead = threading.Event()
         self._stopping = threading.Event()
         self._stepped = threading.Condition()
         # The condition guards the next two.
@@ -46,6 +47,12 @@ class ExchangeLoop:
     def kick(self) -> None:
         """An epoch was closed or blocks became clean: look soon."""
         self._kicked.set()
+
+    def look_ahead(self) -> None:
+        """What is to be published next is about to be whole: see `Exchange.step`. Does not wait."""
+        self._looks_ahead.set()
+        self._kicked.set()
+        self._hurried.set()
 
     def step_now(self, timeout_seconds: float) -> None:
         """Wait until a step that begins after this call has ended, or for the time given."""
@@ -85,8 +92,10 @@ class ExchangeLoop:
     def _step(self) -> float:
         """One step; returns the seconds to wait at most until the next one."""
         previous = self._exchange.status().error
+        looks_ahead = self._looks_ahead.is_set()
+        self._looks_ahead.clear()
         try:
-            return 0.0 if self._exchange.step() else self._interval_seconds
+            return 0.0 if self._exchange.step(looks_ahead=looks_ahead) else self._interval_seconds
         except TemporaryError as error:
             if str(error) != previous:
                 log.info("the exchange waits: %s", error)

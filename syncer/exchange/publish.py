@@ -9,7 +9,10 @@ The order of one publication, and what a crash after each step leaves:
    database, and make that view power-safe: what others see must not be lost here. Where the local
    segment files have just these epochs, what they say is taken.
    Crash: nothing has happened.
-2. Look who the writer is. If it is another machine: displaced, nothing is written.
+2. Look who the writer is. If it is another machine: displaced, nothing is written. Where somebody
+   waits for the last blocks of these epochs, this look is taken beside them, at most a second
+   before the next step (`Exchange.step`). It only keeps a machine that was displaced long ago from
+   writing segments that nobody reads; what counts is decided by step 4, behind the head.
 3. Put the segment's parts, if it has any, and then its head. Crash in between: parts that no
    head names; no reader looks at them, and they go with the log's old segments. Crash after:
    the segment is there, and this database does not know it: the next start adopts it, before
@@ -111,10 +114,11 @@ class Publisher:
         durable: int = self._db.get_meta("durable", closed)
         return min(closed, durable)
 
-    def publish(self, check_writer: Callable[[], None]) -> bool:
+    def publish(self, look_first: Callable[[], None], check_writer: Callable[[], None]) -> bool:
         """Publish what is whole, as one segment; whether there was anything.
 
-        Lets pass what `check_writer` raises when this machine is not the writer any more.
+        Lets pass what steps 2 and 4, the two looks, raise when this machine is not the writer any
+        more.
         """
         if self._settling.has_lost():
             self._make_up_for_loss()
@@ -122,7 +126,7 @@ class Publisher:
         if publication is None:
             return False
         self._db.sync()
-        check_writer()
+        look_first()
         self._put(publication)
         check_writer()
         self._commit(publication.key, publication.last)

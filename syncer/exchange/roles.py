@@ -51,6 +51,8 @@ _MAX_TOUCHED = 50_000
 _NOTE_SECONDS = 3600.0
 #: How often a writer with nothing to publish looks whether it still is one.
 _LOOK_SECONDS = 5.0
+#: For so long a look that was taken ahead of a publication is its first one.
+_LOOK_HOLDS_SECONDS = 1.0
 _NODES_PER_MACHINE = 1 << 40
 _COPY = "this data directory is a copy or was restored from a backup"
 
@@ -118,6 +120,7 @@ class Exchange:
         self._is_adopted = False
         self._is_settled = False
         self._looked_at = 0.0
+        self._look_holds_until = 0.0
         self._noted_at: float | None = None
         # Set under _turn, read by `status` without it.
         self._writer_name = ""
@@ -154,15 +157,18 @@ class Exchange:
             error=self._error,
         )
 
-    def step(self) -> bool:
+    def step(self, *, looks_ahead: bool = False) -> bool:
         """Do what the role asks for; whether there is more to do at once.
+
+        With `looks_ahead`, somebody waits for a publication that is about to be possible: its
+        first look is taken now.
 
         Raises DisplacedError when the role was lost, and whatever the remote raises; `status`
         shows the error until a step succeeds, and that of a displaced writer for good.
         """
         with self._turn:
             try:
-                is_busy = self._step()
+                is_busy = self._step(looks_ahead)
             except SyncerError as error:
                 self._error = str(error)
                 raise
@@ -170,13 +176,16 @@ class Exchange:
                 self._error = ""
             return is_busy
 
-    def _step(self) -> bool:
+    def _step(self, looks_ahead: bool) -> bool:
         if self.role == "follower":
             return self.follow()
         if self.role == "displaced":
             if not self._is_settled:
                 self.check_writer()
             return False
+        if looks_ahead and self._is_adopted and not self._has_looked_ahead():
+            self.check_writer()
+            self._look_holds_until = time.monotonic() + _LOOK_HOLDS_SECONDS
         # A checkpoint has steps of its own: who waits for a publication does not wait for it.
         if self.publish_once():
             return True
@@ -201,7 +210,7 @@ class Exchange:
                 self._is_adopted = True
             self._note_machine()
             try:
-                is_published = self._publisher.publish(self.check_writer)
+                is_published = self._publisher.publish(self._look_first, self.check_writer)
             except SyncerError:
                 # Perhaps the remote has the segment, and only its answer was lost.
                 self._is_adopted = False
@@ -209,6 +218,14 @@ class Exchange:
             if time.monotonic() - self._looked_at >= _LOOK_SECONDS:
                 self.check_writer()
             return is_published
+
+    def _has_looked_ahead(self) -> bool:
+        return time.monotonic() < self._look_holds_until
+
+    def _look_first(self) -> None:
+        if not self._has_looked_ahead():
+            self.check_writer()
+        self._look_holds_until = 0.0
 
     # Who the writer is
 

@@ -421,7 +421,7 @@ class Engine:
         published = None
         while True:
             self._transfer.kick()
-            if self._transfer.flush(_POLL_SECONDS):
+            if self._transfer.flush(_POLL_SECONDS, on_last=self._loop.look_ahead):
                 remaining_seconds = max(_POLL_SECONDS, deadline - time.monotonic())
                 self._loop.step_now(min(_PUBLICATION_SECONDS, remaining_seconds))
             status = self.status()
@@ -450,7 +450,8 @@ class Engine:
         newest = self._blocks.newest_dirty
         self._transfer.kick()
         while (left_seconds := until - time.monotonic()) > 0:
-            is_done = self._transfer.flush(min(_POLL_SECONDS, left_seconds), newest)
+            wait_seconds = min(_POLL_SECONDS, left_seconds)
+            is_done = self._transfer.flush(wait_seconds, newest, self._loop.look_ahead)
             if is_done or self._remote.health.report().error:
                 return
             progress(self.status())

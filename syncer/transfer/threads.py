@@ -110,14 +110,24 @@ class Transfer:
         """There are new dirty blocks; cheap, never waits for long."""
         self.uploads.kick()
 
-    def flush(self, timeout_seconds: float, newest: int | None = None) -> bool:
+    def flush(
+        self,
+        timeout_seconds: float,
+        newest: int | None = None,
+        on_last: Callable[[], None] = lambda: None,
+    ) -> bool:
         """Wait until the remote has every block that is dirty; False if the time was too short.
 
-        With `newest`, those only that were dirty when this was `Blocks.newest_dirty`.
+        With `newest`, those only that were dirty when this was `Blocks.newest_dirty`. Calls
+        `on_last` once if all that are dirty are under way.
         """
         deadline = time.monotonic() + timeout_seconds
         self.uploads.retry()
+        is_told = False
         while self._has_dirty(newest):
+            if not is_told and self._blocks.usage().dirty_blocks <= len(self.uploads.under_way()):
+                is_told = True
+                on_last()
             remaining = deadline - time.monotonic()
             if remaining <= 0 or self._crew.stopping.is_set():
                 return False
