@@ -71,8 +71,6 @@ class Committer:
         self._journal = journal
         self._stopping = threading.Event()
         self._round_lock = threading.Lock()
-        #: The newest epoch that steps 1 to 4 were taken for. The lock guards it.
-        self._safe = 0
         self._gives_way = GiveWay(lambda: db.ended, lambda: True)
         #: Of the thread that holds the lock: when it leaves what does not go on.
         self._patience = threading.local()
@@ -160,12 +158,11 @@ class Committer:
         if newest != self._db.get_meta("durable"):
             self._db.set_meta("durable", newest)
         self._db.sync()
-        self._safe = newest
 
     def _finish(self) -> None:
         """The other steps. Where another round has taken them meanwhile, little is left to do."""
         try:
-            self._journal(self._safe)
+            self._journal(self._db.get_meta("durable"))
         finally:
             self._blocks.collect()
             self._blocks.save_order()
