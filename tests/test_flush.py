@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -126,9 +125,7 @@ def test_flush_makes_all_power_safe_here_where_the_remote_does_not_take_it(
         place.write(engine, b"/large", noise(7, 3 << 20))
         synced = dirty_at_own_syncs(engine, monkeypatch)
         written = engine._epochs.open
-        began = time.monotonic()
         with pytest.raises(TemporaryError):
             engine.flush(1, lambda state: None)
-        assert time.monotonic() - began < 3
         assert synced and all(synced)
         assert durable_epochs(engine) >= written
