@@ -181,8 +181,8 @@ MUTATIONS = (
         "test_cache.py::test_a_verified_file_that_somebody_writes_to_is_verified_no_more",
     ),
     Mutation(
-        6, "larger files fill the room of the smallest", "vfs/openfile.py",
-        "return size * _INLINE_SHARE <= shared", "return size <= shared",
+        6, "larger files fill the room of the smallest", "vfs/buffers.py",
+        "return size_bytes * _INLINE_SHARE <= self", "return size_bytes <= self",
         "test_openfile.py::"
         "test_tiny_files_become_blocks_when_there_are_too_many_the_larger_ones_first",
     ),
@@ -405,6 +405,16 @@ MUTATIONS = (
         "if epoch <= newest), default=0", "), default=0",
         "test_journal.py::test_small_rewrites_of_a_round_that_was_cut_short_are_not_laid_over_"
         "the_one_before",
+    ),
+    Mutation(
+        5, "a time that was only guessed is not taken back", "vfs/writetimes.py",
+        "            self.latest_ns, self._is_guess = self._sure_ns, False\n", "            pass\n",
+        "test_file_times.py::test_what_the_kernel_tells_no_time_of_has_its_time_already",
+    ),
+    Mutation(
+        5, "content has its old time until the kernel tells the new one", "vfs/writetimes.py",
+        "self.latest_ns, self._is_guess = now_ns, True", "self._is_guess = True",
+        "test_file_times.py::test_content_that_has_changed_never_has_the_old_time_after_a_crash",
     ),
     Mutation(
         5, "a reading counts for more than the time that was set by hand after it",

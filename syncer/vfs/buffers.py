@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from syncer.codec import BLOCK_BYTES
 
+#: A tiny file may take this part of the room that is left: the smallest find some longest.
+_INLINE_SHARE = 512
 #: How large a part of a file's buffers go together where room is short.
 _LOWEST_OF = 8
 
@@ -67,6 +70,12 @@ class Shared:
     buffered_bytes: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Guards `buffered_bytes`."""
+
+    def fits_inline(self, size_bytes: int, lying_bytes: Callable[[], int]) -> bool:
+        """Whether a file of that size belongs in the database, where so much lies already."""
+        if size_bytes > self.inline_limit_bytes:
+            return False
+        return size_bytes * _INLINE_SHARE <= self.inline_total_bytes - lying_bytes()
 
     def count(self, change_bytes: int) -> None:
         """Note that buffers have grown or shrunk."""

@@ -128,8 +128,8 @@ class Vfs:
         atime_ns, mtime_ns = _storable(atime_ns), _storable(mtime_ns)
         # Only the kernel's write-back names a handle here: it is part of the writes.
         if isinstance(target, int) and atime_ns is None and mtime_ns is not None:
-            if self.files.note_write_time(target, mtime_ns):
-                return
+            self.files.note_write_time(target, mtime_ns)
+            return
         if mtime_ns is not None:
             self.files.forget_write_time(self._find(target).id)
         self._set(

@@ -164,9 +164,9 @@ class Files:
         if file is not None:
             file.forget_write_time()
 
-    def note_write_time(self, handle: int, mtime_ns: int) -> bool:
-        """The kernel tells when it took the writes that it sent; False: they are saved already."""
-        return self._handle(handle).file.note_write_time(mtime_ns)
+    def note_write_time(self, handle: int, mtime_ns: int) -> None:
+        """The kernel tells when it took the writes that it sent."""
+        self._handle(handle).file.note_write_time(mtime_ns)
 
     def open(self, node: Node, *, writable: bool = False) -> int:
         """Open a file; returns a handle for the other methods."""
@@ -310,7 +310,8 @@ class Files:
         else:
             self._see_others(opened)
         with file.lock:
-            file.write(data, file.size if appends and opened.is_direct else offset)
+            at = file.size if appends and opened.is_direct else offset
+            file.write(data, at, gathered=gathered)
         self._note_change(file)
         return len(data)
 
@@ -369,8 +370,8 @@ class Files:
         """
         opened = self._handle(handle)
         file = opened.file
-        if opened.is_writable and file.dirty_since_ns is not None:
-            file.flush()
+        if opened.is_writable and file.has_unsaved:
+            file.flush(by_kernel=True)
         self._tell_of_pages(file)
 
     def fsync(self, handle: int, sync_metadata: Callable[[], None]) -> None:
@@ -395,8 +396,8 @@ class Files:
             return False
         is_gone = False
         try:
-            if opened.is_writable and file.dirty_since_ns is not None:
-                file.flush()
+            if opened.is_writable and file.has_unsaved:
+                file.flush(by_kernel=True)
         finally:
             with self.lock:
                 del self._handles[handle]

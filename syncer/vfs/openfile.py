@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from syncer.blocks.store import Blocks
-from syncer.codec import BLOCK_BYTES, HOLE, ID_BYTES
+from syncer.codec import BLOCK_BYTES, HOLE
 from syncer.errors import MissingError
 from syncer.metadata.contents import RUN_BLOCKS, Contents
 from syncer.metadata.node import Node
@@ -28,15 +28,14 @@ from syncer.vfs.buffers import Buffer, Buffers, Shared
 from syncer.vfs.filelock import FileLock
 from syncer.vfs.patchlog import MAX_PATCH_BYTES, PatchLog
 from syncer.vfs.pinning import note_content
+from syncer.vfs.runs import Runs
+from syncer.vfs.writetimes import WriteTimes
 
 #: What the buffers of all open files may take before a writer seals its own.
 MAX_BUFFERED_BYTES = 32 << 20
-_MAX_CACHED_RUNS = 8
 _Source = Contents | None
 #: No setting allows larger files in the database; above it, nobody has to look there.
 _MAX_INLINE_BYTES = 65536
-#: A file may take this part of the room that is left there: the smallest find some longest.
-_INLINE_SHARE = 512
 
 
 class OpenFile:
@@ -62,13 +61,12 @@ class OpenFile:
         self._blocks = blocks
         self._shared = shared
         self._buffers = Buffers(shared)
-        self._runs: dict[int, bytes] = {} if node.size or node.blocks else {0: b""}
+        self._runs = Runs(node, contents)
         self._inline = self._load_inline(node)
         self._log = PatchLog()
         #: Patches of an earlier process that are not laid over the blocks yet.
         self._found: list[tuple[int, bytes]] = []
-        #: Times of writes that are not in the tree yet, or None.
-        self._written_ns: int | None = None
+        self.times = WriteTimes(node.id, tree)
         self.dirty_since_ns: int | None = None
 
     def _load_inline(self, node: Node) -> bytes | None:
@@ -85,22 +83,24 @@ class OpenFile:
             return node
         new = sum(buffer.is_new for buffer in list(self._buffers.values()))
         node = node.changed(size=self.size, blocks=node.blocks + new)
-        time_ns = self._written_ns
+        time_ns = self.times.latest_ns
         return node if time_ns is None else node.changed(mtime_ns=time_ns, ctime_ns=time_ns)
+
+    @property
+    def has_unsaved(self) -> bool:
+        """Whether a flush by the kernel has anything to do."""
+        return self.dirty_since_ns is not None or self.times.has_saved_guess
 
     def forget_write_time(self) -> None:
         """The caller sets the file's times itself: what was written before does not count."""
         if self._log.logged_bytes:
             self.flush(seal=True)
-        self._written_ns = None
+        self.times.forget()
 
-    def note_write_time(self, mtime_ns: int) -> bool:
-        """The kernel tells when it took the writes that it sent; False: they are saved already."""
+    def note_write_time(self, mtime_ns: int) -> None:
+        """The kernel tells when it took the writes that it sent, or has yet to send."""
         with self.lock:
-            if self.dirty_since_ns is None:
-                return False
-            self._written_ns = mtime_ns
-            return True
+            self.times.tell(mtime_ns, is_dirty=self.dirty_since_ns is not None)
 
     # Reading
 
@@ -161,16 +161,8 @@ class OpenFile:
 
     def block_id(self, index: int) -> bytes:
         """The id of the block at `index` as it is committed, or HOLE."""
-        run, place = divmod(index, RUN_BLOCKS)
         with self.lock:
-            data = self._runs.get(run)
-            if data is None:
-                data = self._contents.run(self.node_id, run)
-                if len(self._runs) >= _MAX_CACHED_RUNS:
-                    del self._runs[next(iter(self._runs))]
-                self._runs[run] = data
-        start = place * ID_BYTES
-        return data[start : start + ID_BYTES] or HOLE
+            return self._runs.block_id(index)
 
     def block_ids(self, first: int, last: int) -> list[bytes]:
         """The committed ids of blocks `first` to `last` that exist."""
@@ -194,12 +186,16 @@ class OpenFile:
 
     # Writing
 
-    def write(self, data: memoryview, offset: int) -> None:
-        """Write `data` at `offset`. Raises LocalFullError, or what a fetch raises."""
+    def write(self, data: memoryview, offset: int, *, gathered: bool = False) -> None:
+        """Write `data` at `offset`. Raises LocalFullError, or what a fetch raises.
+
+        `gathered`: the kernel kept it, and tells later when it was written.
+        """
         with self.lock:
             self._lay_found()
             self._leave_inline()
             now = self._tree.now_ns()
+            (self.times.took_pages if gathered else self.times.wrote)(now)
             done = 0
             while done < len(data):
                 index, start = divmod(offset + done, BLOCK_BYTES)
@@ -217,13 +213,16 @@ class OpenFile:
 
     def note_write(self, now_ns: int) -> None:
         """The file was written to; its times come with the next flush."""
-        self._written_ns = now_ns
+        self.times.wrote(now_ns)
+        self._note_dirty(now_ns)
+
+    def _note_dirty(self, now_ns: int) -> None:
         self.dirty_since_ns = self.dirty_since_ns or now_ns
 
     def _write_whole(self, index: int, data: memoryview, now_ns: int) -> None:
         """A whole block at once needs no buffer, and is not copied."""
         self._seal([other for other in self._buffers if other < index])
-        self.note_write(now_ns)
+        self._note_dirty(now_ns)
         end = (index + 1) * BLOCK_BYTES
         self._place({index: self._blocks.put(data)}, max(self._committed_size(), end))
         # Not before: a write that fails for want of room takes nothing away.
@@ -240,7 +239,7 @@ class OpenFile:
             self._load(buffer)
         was_whole = buffer.is_whole
         self._shared.count(buffer.write(start, data))
-        self.note_write(now_ns)
+        self._note_dirty(now_ns)
         if buffer.is_whole and (end == BLOCK_BYTES or not was_whole):
             # Not those behind one that is not whole yet: the kernel hands over what it gathered in
             # pieces that end within blocks, and not in order.
@@ -268,12 +267,15 @@ class OpenFile:
 
     # Sealing
 
-    def flush(self, *, seal: bool = False) -> None:
+    def flush(self, *, seal: bool = False, by_kernel: bool = False) -> None:
         """Bring everything that is buffered into the database or local blocks.
 
         Small rewrites may become patches and stay buffered, but not with `seal`.
+        `by_kernel`: it wants that, and has handed over all that it kept.
         """
         with self.lock:
+            if by_kernel:
+                self.times.settle(is_dirty=self.dirty_since_ns is not None)
             if self.dirty_since_ns is None or (not seal and self._log_patches()):
                 return
             self._lay_found()
@@ -282,7 +284,8 @@ class OpenFile:
                 with self._tree.transaction():
                     self._save(self.size)
                     self._contents.drop_patches(self.node_id)
-            self._written_ns = self.dirty_since_ns = None
+            self.times.saved()
+            self.dirty_since_ns = None
             self._log = PatchLog()
 
     def is_due(self, age_ns: int) -> bool:
@@ -291,17 +294,18 @@ class OpenFile:
 
     def _log_patches(self) -> bool:
         """Make what is not safe yet into patches, if that pays; False: it has to be sealed."""
-        log, written_ns = self._log, self._written_ns
-        if not self._buffers or written_ns is None or self._fits_inline(self.size):
+        log = self._log
+        if not self._buffers or self._fits_inline(self.size):
             return False
         has_hole = any(self.block_id(index) == HOLE for index in self._buffers)
         if has_hole or not log.pays(sum(self._length(index) for index in self._buffers)):
             return False
         if log.unlogged:
             with self._tree.transaction():
-                if self._tree.node(self.node_id) is None:
+                if (node := self._tree.node(self.node_id)) is None:
                     return False
-                self._contents.add_patches(self.node_id, log.unlogged, self.size, written_ns)
+                mtime_ns = self.times.put_on(node).mtime_ns
+                self._contents.add_patches(self.node_id, log.unlogged, self.size, mtime_ns)
             log.logged(self._tree.now_ns())
         return True
 
@@ -310,7 +314,8 @@ class OpenFile:
         patches = self._contents.patches(self.node_id)
         with self.lock:
             self._found = [(offset, data) for offset, data, _, _ in patches]
-            _, _, self.size, self._written_ns = patches[-1]
+            _, _, self.size, mtime_ns = patches[-1]
+            self.times.wrote(mtime_ns)
             self.dirty_since_ns = self._tree.now_ns()
             self._log.logged_bytes = sum(len(data) for _, data in self._found)
 
@@ -318,8 +323,7 @@ class OpenFile:
         while self._found:
             offset, data = self._found[0]
             index, start = divmod(offset, BLOCK_BYTES)
-            assert self._written_ns is not None
-            self._write_part(index, start, memoryview(data), self._written_ns)
+            self._write_part(index, start, memoryview(data), self._tree.now_ns())
             del self._found[0]
 
     def _seal_inline(self) -> bool:
@@ -332,10 +336,7 @@ class OpenFile:
         return True
 
     def _fits_inline(self, size: int) -> bool:
-        shared = self._shared
-        if size > shared.inline_limit_bytes:
-            return False
-        return size * _INLINE_SHARE <= shared.inline_total_bytes - self._contents.inline_bytes()
+        return self._shared.fits_inline(size, self._contents.inline_bytes)
 
     def _place_inline(self, data: bytes, size: int) -> None:
         """Commit the bytes of a tiny file, zeros behind `data`, in place of all its blocks."""
@@ -413,9 +414,7 @@ class OpenFile:
         node = self._tree.node(self.node_id)
         if node is None:
             return False
-        written_ns = self._written_ns
-        times = {} if written_ns is None else {"mtime_ns": written_ns, "ctime_ns": written_ns}
-        saved = node.changed(size=size, **times)
+        saved = self.times.put_on(node).changed(size=size)
         if saved != node:
             self._tree.save(saved)
         return True
@@ -426,7 +425,7 @@ class OpenFile:
         Others may read and write the file while this waits for the disk.
         """
         with self.lock:
-            self.flush()
+            self.flush(by_kernel=True)
             begun = self._blocks.begin_sync(self.node_id)
         self._blocks.finish_sync(begun)
         sync_metadata()
