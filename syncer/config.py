@@ -95,8 +95,8 @@ class Config:
         metadata=_setting(
             "upload_workers",
             a_count(1, 64),
-            "Blocks uploaded at once, and half as many again over a line that is long and quick;"
-            " several of them share a connection.",
+            "Blocks uploaded at once, half as many to a near server, and half as many again over a"
+            " line that is long and quick; several of them share a connection.",
         ),
     )
     transport: str = field(

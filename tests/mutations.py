@@ -327,7 +327,7 @@ MUTATIONS = (
     ),
     Mutation(
         7, "the end does not end waits for room", "blocks/budget.py",
-        "                    if self._closed or remaining <= 0:", "                    if False:",
+        "if self._closed or remaining <= 0:", "if remaining <= 0:",
         "test_transfer.py::test_stopping_ends_every_wait",
     ),
     Mutation(

@@ -204,6 +204,11 @@ class Remote(ABC):
         """Whether it is known that round trips, rather than processors, take the time."""
         return False
 
+    @property
+    def is_near(self) -> bool:
+        """Whether it is known that they do not."""
+        return True
+
     @abstractmethod
     def close(self) -> None:
         """Drop all connections. Calls under way and later ones fail with `OfflineError`."""

@@ -207,6 +207,12 @@ class Pool:
         with self._changed:
             return self._is_far()
 
+    @property
+    def is_near(self) -> bool:
+        """Whether it is known that a round trip takes no time to speak of."""
+        with self._changed:
+            return bool(self._lines) and not self._is_far()
+
     def _is_far(self) -> bool:
         return bool(self._lines) and self._round_trip_seconds() >= NEAR_SECONDS
 

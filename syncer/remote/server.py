@@ -115,6 +115,10 @@ class SftpRemote(FileRemote):
     def is_far(self) -> bool:
         return self._pool.is_far
 
+    @property
+    def is_near(self) -> bool:
+        return self._pool.is_near
+
     def close(self) -> None:
         with self._lock:
             self._closed = True
