@@ -67,3 +67,20 @@ def test_who_leaps_is_led_only_when_the_reading_goes_on() -> None:
     ahead = ReadAhead(MOST_BLOCKS)
     assert ahead.wanted(0, REQUEST, LEAD_BYTES) is None
     assert ahead.wanted(5 * REQUEST, REQUEST, LEAD_BYTES) is None
+
+
+def test_requests_that_are_served_out_of_order_ask_for_each_block_once() -> None:
+    """The kernel asks for some MiB at once, and several threads serve that."""
+    ahead = ReadAhead(MOST_BLOCKS)
+    order = [0, 1, 2, 3, 5, 4, 6, 9, 8, 7, 10, 11, 14, 12, 13, *range(15, 40)]
+    asked = (ahead.wanted(block * BLOCK_BYTES, BLOCK_BYTES) for block in order)
+    blocks = blocks_of([span for span in asked if span])
+    assert blocks == list(range(1, blocks[-1] + 1)), "each once, in order"
+    assert blocks[-1] >= 39 + MOST_BLOCKS // 2
+
+
+def test_what_is_read_again_is_not_asked_for_again() -> None:
+    ahead = ReadAhead(MOST_BLOCKS)
+    read(ahead, 0, 4 * BLOCK_BYTES)
+    assert read(ahead, 2 * BLOCK_BYTES, 4 * BLOCK_BYTES) == []
+    assert read(ahead, 4 * BLOCK_BYTES, 20 * BLOCK_BYTES)

@@ -6,17 +6,20 @@ from syncer.codec import BLOCK_BYTES
 
 #: The first wish, in blocks; every further one doubles the window.
 _FIRST_WINDOW_BLOCKS = 2
-#: What the kernel asks for at once.
+#: What the kernel asks for at once, or less.
 _REQUEST_BYTES = 128 << 10
+#: How far from its turn a request of a sequence may come.
+_REORDERED_BYTES = 4 << 20
 
 
 class ReadAhead:
     """Notices that a reader is sequential and says which blocks to fetch next.
 
-    The kernel's own read-ahead sends requests of 128 KiB out of order, so "sequential" means
+    The kernel's own read-ahead sends requests that are served out of order, so "sequential" means
     near the expected place, not at it. Who leaps is asked for nothing before the next read goes on
-    from there. Reads of the file's very beginning count as the start of a sequence only with their
-    second block, so that a look at a photo's header fetches no more.
+    from there; what lies before the expected place was asked for already. Reads of the file's very
+    beginning count as the start of a sequence only with their second block, so that a look at a
+    photo's header fetches no more.
     """
 
     def __init__(self, max_blocks: int) -> None:
@@ -35,9 +38,12 @@ class ReadAhead:
         end = offset + size
         goes_on = 0 < self._next_offset and abs(offset - self._next_offset) <= _REQUEST_BYTES
         lead_blocks = min(lead_bytes // BLOCK_BYTES, self._max_blocks) if goes_on else 0
-        if abs(offset - self._next_offset) > BLOCK_BYTES:
+        near_bytes = _REORDERED_BYTES if self._window_blocks else BLOCK_BYTES
+        if abs(offset - self._next_offset) > near_bytes:
             self._window_blocks = 0
             self._next_offset = end
+            return None
+        if self._window_blocks and end <= self._next_offset:
             return None
         self._next_offset = max(self._next_offset, end)
         if not self._window_blocks:
