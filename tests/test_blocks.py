@@ -71,6 +71,25 @@ def test_zeros_take_no_room(rig: Rig) -> None:
     assert not rig.files()
 
 
+def test_what_is_local_and_will_be_read_is_brought_from_the_disk(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def advise(descriptor: int, offset: int, length: int, advice: int) -> None:
+        asked.append((os.readlink(f"/proc/self/fd/{descriptor}"), advice))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    block_id = rig.write(content(1))
+    rig.blocks.prefetch(block_id)
+    assert asked == [(os.fspath(rig.path(block_id)), os.POSIX_FADV_WILLNEED)]
+    assert rig.remote.calls["get"] == 0
+    # What is fetched is in memory already; and what has just gone is nobody's fault.
+    rig.blocks.prefetch(rig.store_remotely(content(2)))
+    rig.blocks.cache.read_ahead(bytes(16))
+    assert len(asked) == 1
+
+
 def test_what_is_written_is_local_and_dirty(rig: Rig) -> None:
     block_id = rig.write(content(1))
     assert rig.blocks.is_local(block_id) and rig.blocks.is_dirty(block_id)

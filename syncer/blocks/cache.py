@@ -171,6 +171,15 @@ class Cache:
                 self._open_files[block_id] = file
         return file
 
+    def read_ahead(self, block_id: bytes) -> None:
+        """A block's file will soon be read: have the kernel bring it from the disk, if it can."""
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self._path(block_id), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
+
     def read(self, block_id: bytes, max_bytes: int) -> bytes:
         """A block's file, but never more than `max_bytes` of it. Raises MissingError."""
         descriptor = self.open(block_id)

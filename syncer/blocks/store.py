@@ -183,6 +183,8 @@ class Blocks(Ledger):
         """Fetch a block that will soon be read, behind urgent ones; raises as `read_into`."""
         if not self.is_local(block_id):
             self._fetch(block_id, urgent=False)
+        else:
+            self.cache.read_ahead(block_id)
 
     def fetch_head(self, block_id: bytes, *, urgent: bool) -> None:
         """Have the first `HEAD_BYTES` of a block here, in memory if it is not local.
