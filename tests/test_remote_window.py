@@ -9,6 +9,7 @@ import pytest
 from syncer.remote.window import (
     CHUNKS,
     FIRST_BYTES,
+    GROWTH,
     LEAD_ROUND_TRIPS,
     SECONDS,
     TELLING_BYTES,
@@ -155,4 +156,4 @@ def test_a_little_that_came_quickly_does_not_tell_that_much_more_will() -> None:
         sent = window.send(500)
         now += 0.001
         window.answered(sent, 500)
-    assert window.size_bytes <= 16 * 500
+    assert window.size_bytes <= GROWTH * 500

@@ -7,7 +7,7 @@ server, is kept to what it took in the last few seconds. Answers then come every
 slow the link is, and their absence means something.
 
 By Little's law the rate is at least what was under way divided by how long it took. On a fast link
-the window grows sixteenfold with each round trip, and is soon too large to matter.
+the window grows up to 64 times with each round trip, and is soon too large to matter.
 
 A link's round trip is the shortest time that any answer took. What an answer took beyond it, the
 link took to carry what was under way. From both follows how far ahead to ask for what a reader will
@@ -29,9 +29,9 @@ SECONDS = 4.0
 """How much is kept under way, measured in the time that the server takes to answer it."""
 CHUNKS = 4
 """Into how many requests a window is divided at least, so that answers come now and then."""
-GROWTH = 16
+GROWTH = 64
 """By how much the window grows at most with each round trip: from nothing to what fills any link in
-four."""
+three."""
 TELLING_BYTES = 64 << 10
 """With less under way, how long it took tells of the round trip only, and not of the rate."""
 LEAD_ROUND_TRIPS = 4
