@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from syncer.errors import (
@@ -174,7 +174,9 @@ class MemoryRemote(Remote):
     def make_root(self) -> None:
         self._perform("make_root", lambda: None)
 
-    def make_folders(self) -> None:
+    def make_folders(self, others: Sequence[str] = ()) -> None:
+        for folder in others:
+            check_key(folder)
         self._perform("make_folders", lambda: None)
 
     def usage(self) -> Usage | None:

@@ -36,6 +36,14 @@ class RemoteContract:
         assert fresh.get("blocks/ff/x") == b"kept"
         assert not fresh.is_empty()
 
+    def test_folders_may_be_made_before_their_first_object(self, fresh: Remote) -> None:
+        fresh.make_folders(["log/machine", "checkpoint/machine"])
+        assert list(fresh.list("log/machine")) == []
+        fresh.put("log/machine/1-2", b"kept")
+        assert [entry.name for entry in fresh.list("log/machine")] == ["1-2"]
+        with pytest.raises(UsageError):
+            fresh.make_folders(["../elsewhere"])
+
     def test_what_was_put_is_there(self, remote: Remote) -> None:
         content = os.urandom(BLOCK_BYTES + 400)
         remote.put("blocks/ab/abcd", content)

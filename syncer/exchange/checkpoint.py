@@ -37,6 +37,7 @@ from syncer.exchange.wire import (
     decode_manifest,
     encode_chunk,
     encode_manifest,
+    log_folder,
     manifest_key,
     parse_epoch,
     parse_span,
@@ -206,11 +207,11 @@ class Checkpoints:
         for entry in self._remote.list(f"{folder}/chunks"):
             if entry.name not in names:
                 self._remote.delete(f"{folder}/chunks/{entry.name}")
-        for entry in self._remote.list(f"log/{machine:016x}"):
+        for entry in self._remote.list(log_folder(machine)):
             # A part's name is its segment's, with a number behind a dot.
             span = parse_span(entry.name.partition(".")[0])
             if span is not None and span[1] <= kept[-1]:
-                self._remote.delete(f"log/{machine:016x}/{entry.name}")
+                self._remote.delete(f"{log_folder(machine)}/{entry.name}")
 
     def _is_readable(self, machine: int, epoch: int) -> bool:
         key = manifest_key(machine, epoch)

@@ -45,6 +45,7 @@ from syncer.exchange.settling import Settling
 from syncer.exchange.wire import (
     MAX_OBJECT_BYTES,
     decode_segment,
+    log_folder,
     parse_span,
     segment_key,
 )
@@ -230,7 +231,7 @@ class Publisher:
 
     def _own_segments(self) -> list[tuple[tuple[int, int], int]]:
         """The (first, last) and stored bytes of all segments in this machine's log, in order."""
-        entries = self._remote.list(f"log/{self._db.get_meta('machine'):016x}")
+        entries = self._remote.list(log_folder(self._db.get_meta("machine")))
         found = ((parse_span(entry.name), entry.size_bytes) for entry in entries)
         return sorted((span, size_bytes) for span, size_bytes in found if span is not None)
 

@@ -27,6 +27,7 @@ from syncer.exchange.wire import (
     decode_manifest,
     decode_part,
     decode_segment,
+    log_folder,
     manifest_key,
     parse_epoch,
     parse_span,
@@ -123,7 +124,7 @@ class Follower:
         return int(self._db.get_meta("published"))
 
     def _list(self, link: Link) -> list[tuple[int, int]]:
-        names = (entry.name for entry in self._remote.list(f"log/{link.machine:016x}"))
+        names = (entry.name for entry in self._remote.list(log_folder(link.machine)))
         return sorted(span for name in names if (span := parse_span(name)) is not None)
 
     def _next(self, link: Link, spans: list[tuple[int, int]]) -> list[str]:

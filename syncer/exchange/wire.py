@@ -115,8 +115,13 @@ def range_of_epoch(seq: int) -> int:
 # Keys
 
 
+def log_folder(machine: int) -> str:
+    """Where a machine's segments are."""
+    return f"log/{machine:016x}"
+
+
 def segment_key(machine: int, first: int, last: int) -> str:
-    return f"log/{machine:016x}/{first:016x}-{last:016x}"
+    return f"{log_folder(machine)}/{first:016x}-{last:016x}"
 
 
 def part_key(key: str, part: int) -> str:

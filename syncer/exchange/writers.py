@@ -38,7 +38,7 @@ from syncer.errors import (
     FormatError,
     MissingError,
 )
-from syncer.exchange.wire import MAX_JSON_BYTES, decode_json, encode_json
+from syncer.exchange.wire import MAX_JSON_BYTES, decode_json, encode_json, log_folder
 from syncer.metadata.db import Database
 from syncer.metadata.node import node_base
 from syncer.remote.base import CONFIG_KEY, Remote
@@ -148,7 +148,9 @@ def init_repository(
     newest = writers.look().newest
     if newest is not None and not _is_begun_by(remote, newest, machine):
         raise ExistsError(f"{remote.name} is a repository already; use clone")
-    remote.make_folders()
+    # With the place of its segments: else whoever waits for the first one waits for that as well,
+    # which takes six round trips.
+    remote.make_folders([log_folder(machine)])
     note_machine(remote, machine, name, "writer", 0)
     before_claim()
     try:
@@ -181,7 +183,7 @@ def _describe_repository(remote: Remote) -> RepositoryInfo:
 def _is_begun_by(remote: Remote, claim: Claim, machine: int) -> bool:
     """Whether a claim is that of a machine which has only just made this repository."""
     is_own = (claim.generation, claim.machine) == (1, machine)
-    return is_own and next(remote.list(f"log/{machine:016x}"), None) is None
+    return is_own and next(remote.list(log_folder(machine)), None) is None
 
 
 def read_repository(remote: Remote) -> RepositoryInfo:

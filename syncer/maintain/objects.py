@@ -26,6 +26,7 @@ from syncer.exchange.wire import (
     decode_manifest,
     decode_part,
     decode_segment,
+    log_folder,
     manifest_key,
     parse_epoch,
     parse_span,
@@ -245,7 +246,7 @@ def _check_segments(
     at, before = start, ""
     for link in chain.links:
         end = position if link.end is None else min(position, link.end)
-        names = (entry.name for entry in source.remote.list(f"log/{link.machine:016x}"))
+        names = (entry.name for entry in source.remote.list(log_folder(link.machine)))
         for first, last in sorted(span for name in names if (span := parse_span(name))):
             key = segment_key(link.machine, first, last)
             if link.end is None and first == position + 1:

@@ -32,7 +32,7 @@ FOLDERS = (
     "tmp",
 )
 """What `Remote.make_folders` makes, parents first. The folders below ``log`` and
-``checkpoint`` are named after machines and appear with their first object."""
+``checkpoint`` are named after machines and appear with their first object, or before it."""
 
 STARTS_AFTER_SECONDS = 0.3
 """Nothing begins to use a remote in the background before: whoever has just mounted looks around
@@ -166,8 +166,9 @@ class Remote(ABC):
         """
 
     @abstractmethod
-    def make_folders(self) -> None:
-        """Make the repository's folder and all of `FOLDERS`; cheap if they are there."""
+    def make_folders(self, others: Sequence[str] = ()) -> None:
+        """Make the repository's folder, all of `FOLDERS` and `others` in these; cheap if they are
+        there."""
 
     @abstractmethod
     def usage(self) -> Usage | None:

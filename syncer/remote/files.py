@@ -275,8 +275,10 @@ class FileRemote(Remote):
     def make_root(self) -> None:
         self._make((TEMPORARY_FOLDER,))
 
-    def make_folders(self) -> None:
-        self._make(FOLDERS)
+    def make_folders(self, others: Sequence[str] = ()) -> None:
+        for folder in others:
+            check_key(folder)
+        self._make((*FOLDERS, *others))
 
     def _make(self, folders: Sequence[str]) -> None:
         def make(files: Files) -> None:
