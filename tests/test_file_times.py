@@ -18,9 +18,12 @@ _TICKS_SECONDS = 0.02
 _SYNC_FILE_RANGE_WRITE_AND_WAIT = 7
 
 
-@pytest.fixture(params=BINDINGS)
-def mount(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mount]:
-    with mounted(tmp_path, request.param) as found:
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mount]:
+    """With libfuse 2 the kernel keeps nothing that was written."""
+    if "3" not in BINDINGS:
+        pytest.skip("libfuse 3 is not installed")
+    with mounted(tmp_path, "3") as found:
         yield found
 
 
