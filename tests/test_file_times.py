@@ -179,3 +179,19 @@ def test_small_rewrites_in_one_tick_stay_patches(rig: VfsRig) -> None:
     assert [mtime_ns for _, _, _, mtime_ns in rows] == [told_ns] * 3
     rig.round(seal=True)
     assert times_after_restart(rig) == (told_ns, told_ns)
+
+
+def test_no_guess_is_taken_for_what_was_there_before_another(rig: VfsRig) -> None:
+    """The first is saved with its block, and the second one only noted with a small rewrite."""
+    rig.make(b"/file", b"x" * 900_000)
+    made = rig.vfs.getattr(b"/file")
+    handle = rig.vfs.open(b"/file", os.O_RDWR)
+    for number, seal in enumerate([True, False]):
+        time.sleep(_TICKS_SECONDS)
+        rig.vfs.write(handle, memoryview(b"%d" % number), 1000 * number, gathered=True)
+        rig.round(seal=seal)
+    assert rig.contents.patches(made.id)
+    assert rig.vfs.getattr(handle).mtime_ns > made.mtime_ns
+    rig.vfs.files.flush(handle)
+    rig.round(seal=True)
+    assert times_after_restart(rig) == (made.mtime_ns, made.ctime_ns)

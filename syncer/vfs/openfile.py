@@ -82,9 +82,7 @@ class OpenFile:
         if self.dirty_since_ns is None:
             return node
         new = sum(buffer.is_new for buffer in list(self._buffers.values()))
-        node = node.changed(size=self.size, blocks=node.blocks + new)
-        time_ns = self.times.latest_ns
-        return node if time_ns is None else node.changed(mtime_ns=time_ns, ctime_ns=time_ns)
+        return self.times.put_on(node.changed(size=self.size, blocks=node.blocks + new))
 
     @property
     def has_unsaved(self) -> bool:
@@ -282,7 +280,7 @@ class OpenFile:
             if not self._seal_inline():
                 self._seal(list(self._buffers))
                 with self._tree.transaction():
-                    self._save(self.size)
+                    self.times.save(size=self.size)
                     self._contents.drop_patches(self.node_id)
             self.times.saved()
             self.dirty_since_ns = None
@@ -343,7 +341,7 @@ class OpenFile:
         data += bytes(size - len(data))
         with self._tree.transaction():
             self._blocks.undo.keep_blocks(self.node_id)
-            if self._save(size):
+            if self.times.save(size=size):
                 self._blocks.unname(self._contents.set_inline(self.node_id, data))
                 note_content(self._tree, self._blocks, self.node_id, (), replaces=True)
                 self._contents.drop_patches(self.node_id)
@@ -388,7 +386,7 @@ class OpenFile:
                 runs = {index // RUN_BLOCKS for index in blocks}
                 cut_run = None if cut is None else cut // RUN_BLOCKS
                 self._blocks.undo.keep(self.node_id, runs, cut_run)
-                if not self._save(size):
+                if not self.times.save(size=size):
                     return
                 dropped = []
                 if cut is not None:
@@ -408,16 +406,6 @@ class OpenFile:
             self._runs.clear()
             if of is None:
                 self._blocks.unhold(blocks.values())
-
-    def _save(self, size: int) -> bool:
-        """Commit size and times; False: the node is gone, removed while this file was saved."""
-        node = self._tree.node(self.node_id)
-        if node is None:
-            return False
-        saved = self.times.put_on(node).changed(size=size)
-        if saved != node:
-            self._tree.save(saved)
-        return True
 
     def sync(self, sync_metadata: Callable[[], None]) -> None:
         """fsync: flush, then make this file's own blocks power-safe, then the metadata.

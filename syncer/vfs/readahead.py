@@ -6,7 +6,7 @@ from syncer.codec import BLOCK_BYTES
 
 #: The first wish, in blocks; every further one doubles the window.
 _FIRST_WINDOW_BLOCKS = 2
-#: What the kernel asks for at once, or less.
+#: The least that the kernel asks for at once, when it reads ahead.
 _REQUEST_BYTES = 128 << 10
 #: How far from its turn a request of a sequence may come.
 _REORDERED_BYTES = 4 << 20

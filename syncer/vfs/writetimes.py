@@ -11,18 +11,8 @@ chance to tell. Else a file would show another time after a remount than before,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from syncer.metadata.node import Node
 from syncer.metadata.tree import Tree
-
-
-@dataclass(frozen=True)
-class _SavedGuess:
-    guess_ns: int
-    mtime_ns: int
-    """What the node had before."""
-    ctime_ns: int
 
 
 class WriteTimes:
@@ -36,12 +26,14 @@ class WriteTimes:
         self._is_guess = False
         #: What `latest_ns` was before it became a guess.
         self._sure_ns: int | None = None
-        self._saved_guess: _SavedGuess | None = None
+        #: Guesses that the node may have, and the times (mtime, ctime) that it had before.
+        self._guesses: set[int] = set()
+        self._before = 0, 0
 
     @property
     def has_saved_guess(self) -> bool:
         """Whether the node may have a time that was only guessed."""
-        return self._saved_guess is not None
+        return bool(self._guesses)
 
     def wrote(self, time_ns: int) -> None:
         """The file was written to at that time."""
@@ -60,7 +52,8 @@ class WriteTimes:
         """
         self.wrote(time_ns)
         if not is_dirty:
-            self._save()
+            self.save()
+            self.saved()
 
     def settle(self, *, is_dirty: bool) -> None:
         """The kernel flushes the file: of what it handed over, it has told all there is to tell."""
@@ -71,37 +64,49 @@ class WriteTimes:
         if self._is_guess:
             self.latest_ns, self._is_guess = self._sure_ns, False
         if not is_dirty and self.has_saved_guess:
-            self._save()
+            self.save()
+            self.saved()
 
-    def _save(self) -> None:
+    def save(self, **values: int) -> bool:
+        """Commit the times, with other values of the node; False: it is gone, removed meanwhile."""
         with self._tree.transaction():
             node = self._tree.node(self._node_id)
-            if node is not None and (saved := self.put_on(node)) != node:
+            if node is None:
+                return False
+            if self._is_guess and self.latest_ns is not None:
+                self._before = self._sure_times(node)
+                self._guesses.add(self.latest_ns)
+            saved = self.put_on(node).changed(**values)
+            if saved != node:
                 self._tree.save(saved)
-        self.saved()
+            return True
 
     def forget(self) -> None:
         """The caller sets the file's times itself: what was written before does not count."""
-        self.latest_ns, self._is_guess, self._saved_guess = None, False, None
+        self.latest_ns, self._is_guess = None, False
+        self._guesses.clear()
 
     def saved(self) -> None:
-        """The node has what `put_on` gave."""
+        """All that was written is in the tree, and the node has its time."""
         if not self._is_guess:
-            self._saved_guess = None
+            self._guesses.clear()
         self.latest_ns, self._is_guess = None, False
 
     def put_on(self, node: Node) -> Node:
-        """The node with the times of the writes, to be saved; `saved` is called afterwards."""
-        mtime_ns, ctime_ns = node.mtime_ns, node.ctime_ns
-        if (guess := self._saved_guess) is not None:
-            mtime_ns = guess.mtime_ns if mtime_ns == guess.guess_ns else mtime_ns
-            ctime_ns = guess.ctime_ns if ctime_ns == guess.guess_ns else ctime_ns
-        written_ns = self.latest_ns
-        if written_ns is None:
-            return node.changed(mtime_ns=mtime_ns, ctime_ns=ctime_ns)
-        if self._is_guess:
-            self._saved_guess = _SavedGuess(written_ns, mtime_ns, ctime_ns)
-        # A program may have changed the mode since; if it is ahead of the clock, that was set back.
-        if not written_ns < ctime_ns <= self._tree.now_ns():
-            ctime_ns = written_ns
-        return node.changed(mtime_ns=written_ns, ctime_ns=ctime_ns)
+        """The node with the times of the writes."""
+        mtime_ns, ctime_ns = self._sure_times(node)
+        if (written_ns := self.latest_ns) is not None:
+            mtime_ns = written_ns
+            # A program may have changed the mode since. What is ahead of the clock is older than
+            # the clock's being set back.
+            if not written_ns < ctime_ns <= self._tree.now_ns():
+                ctime_ns = written_ns
+        return node.changed(mtime_ns=mtime_ns, ctime_ns=ctime_ns)
+
+    def _sure_times(self, node: Node) -> tuple[int, int]:
+        """The node's mtime and ctime, but in place of guesses what was there before them."""
+        mtime_ns, ctime_ns = self._before
+        return (
+            mtime_ns if node.mtime_ns in self._guesses else node.mtime_ns,
+            ctime_ns if node.ctime_ns in self._guesses else node.ctime_ns,
+        )
