@@ -42,6 +42,7 @@ from syncer.exchange.wire import (
     encode_json,
     encode_segment,
     parse_span,
+    segment_key,
 )
 from syncer.exchange.writers import (
     Writers,
@@ -55,6 +56,7 @@ from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
 from syncer.metadata.node import ROOT, Node
 from syncer.metadata.tree import Tree
+from syncer.remote import open_remote
 from syncer.remote.base import Payload
 from tests.memory_remote import ERRORS, MemoryRemote
 
@@ -214,6 +216,15 @@ def test_a_repository_is_described_once(remote: MemoryRemote) -> None:
     assert read_repository(remote) == info
     with pytest.raises(ExistsError, match="clone"):
         init_repository(remote, new_machine(), "laptop")
+
+
+def test_a_new_repository_has_the_place_of_its_writers_segments(tmp_path: Path) -> None:
+    """Else the first publication would wait for it to be made."""
+    machine = new_machine()
+    remote = open_remote(str(tmp_path / "repository"))
+    init_repository(remote, machine, "laptop")
+    assert (tmp_path / "repository" / segment_key(machine, 1, 2)).parent.is_dir()
+    remote.close()
 
 
 @pytest.mark.parametrize("method", ["put", "create"])

@@ -156,6 +156,7 @@ def test_a_mount_at_a_near_server_opens_few_connections_at_once(
         return connection
 
     pool = Pool("odd", connect, limit)
+    assert not pool.is_near and not pool.is_far, "nothing is known yet"
     waits: list[tuple[int, float | None]] = []
 
     def wait_for(is_over: Callable[[], bool], seconds: float | None = None) -> bool:
@@ -169,6 +170,7 @@ def test_a_mount_at_a_near_server_opens_few_connections_at_once(
     with pool._changed:
         assert pool._changed.wait_for(lambda: len(pool._lines) == wanted, 10)
     assert server.connections == wanted
+    assert (pool.is_near, pool.is_far) == (is_near, not is_near)
     before = range(READY_AT_ONCE, READY) if is_near else ()
     later = [(count, LATER_SECONDS) for count in before]
     assert waits == [(0, STARTS_AFTER_SECONDS), *later], "who looks around first comes first"
