@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from syncer.errors import ExistsError, MissingError, OfflineError, UsageError
+from syncer.errors import ExistsError, MissingError, OfflineError, SyncerError, UsageError
 from syncer.remote.base import Entry, Remote
 from syncer.remote.retry import State
 
@@ -114,6 +114,53 @@ class RemoteContract:
             won = list(threads.map(create, range(6)))
         assert won.count(True) == 1
         assert remote.get("writers/000002") == str(won.index(True)).encode() * 1000
+
+    def test_an_object_may_get_its_name_when_it_is_told_to(self, remote: Remote) -> None:
+        remote.put("log/machine/1", b"replaced")
+
+        def may_show() -> bool:
+            # Others work meanwhile, on the same connection too.
+            remote.put("blocks/ab/abcd", b"in between")
+            assert remote.get("log/machine/1") == b"replaced"
+            return True
+
+        placed = remote.place("log/machine/1", b"new", may_show)
+        assert placed is not None and not placed.there
+        assert placed.is_safe == remote.put("log/machine/2", b"another")
+        assert remote.get("log/machine/1") == b"new"
+
+    def test_an_object_that_may_not_show_is_not_stored(self, remote: Remote) -> None:
+        assert remote.place("log/machine/1", b"content", lambda: False) is None
+        with pytest.raises(MissingError):
+            remote.get("log/machine/1")
+        eventually(lambda: not list(remote.list("tmp")))
+        assert remote.health.report().state is State.ONLINE
+
+    def test_who_fails_before_the_name_is_given_leaves_nothing_behind(self, remote: Remote) -> None:
+        def fail() -> bool:
+            raise SyncerError("why")
+
+        with pytest.raises(SyncerError, match="why"):
+            remote.place("log/machine/1", b"content", fail)
+        assert not list(remote.list("log/machine"))
+        eventually(lambda: not list(remote.list("tmp")))
+
+    def test_an_object_with_its_name_looks_for_others(self, remote: Remote) -> None:
+        remote.put("writers/1", b"")
+
+        def may_show() -> bool:
+            remote.put("writers/2", b"at the last moment")
+            remote.delete("writers/3")
+            return True
+
+        remote.put("writers/3", b"")
+        looked_for = ["writers/1", "writers/2", "writers/3", "a folder/that is not there"]
+        # Also where its folder has to be made first.
+        for key in ("log/machine/1", "log/machine/2"):
+            placed = remote.place(key, b"content", may_show, looked_for)
+            assert placed is not None and placed.there == {"writers/1", "writers/2"}
+        with pytest.raises(UsageError):
+            remote.place("log/machine/3", b"content", lambda: True, ["../elsewhere"])
 
     def test_uploads_leave_nothing_behind(self, remote: Remote) -> None:
         remote.put("blocks/ab/a", b"a")

@@ -56,6 +56,24 @@ def test_the_syncs_of_folders_cost_no_round_trip(program: SftpProgram, remote: S
         assert program.sends - before == 4
 
 
+def test_a_look_for_others_costs_no_round_trip(program: SftpProgram, remote: SftpRemote) -> None:
+    assert remote.put("writers/1", b"")
+    before = program.sends
+    placed = remote.place("blocks/ab/1", b"", lambda: True, ["writers/1", "writers/2"])
+    assert placed is not None and placed.is_safe and placed.there == {"writers/1"}
+    assert program.sends - before == 4
+
+
+def test_others_are_looked_for_with_the_name_given(odd: OddServer, odd_remote: SftpRemote) -> None:
+    """On a server that need not do things in their order."""
+    odd_remote.put("writers/1", b"")
+    odd.steps.clear()
+    placed = odd_remote.place("blocks/ab/1", b"", lambda: True, ["writers/1", "writers/2"])
+    assert placed is not None and placed.there == {"writers/1"}
+    kinds = [kind for kind, _about in odd.steps]
+    assert kinds.index(sftp.STAT) > kinds.index(sftp.RENAME)
+
+
 def test_what_a_server_like_openssh_stores_is_safe(remote: SftpRemote) -> None:
     assert remote.put("blocks/ab/abcd", b"content")
     assert remote.put("blocks/ab/abcd", b"replaced")

@@ -9,10 +9,10 @@ bytes mean is the business of the layers above; how they are kept is that of the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..errors import UsageError
+from ..errors import MissingError, UsageError
 from .retry import Health
 
 Data = bytes | bytearray | memoryview
@@ -59,6 +59,16 @@ class Usage:
 
     capacity_bytes: int
     free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """How an object was stored by `Remote.place`."""
+
+    is_safe: bool
+    """As `Remote.put` returns."""
+    there: frozenset[str]
+    """Those of the keys that were looked for under which there was an object afterwards."""
 
 
 class Remote(ABC):
@@ -111,6 +121,28 @@ class Remote(ABC):
             RemoteFullError: no room; nothing was stored.
             TemporaryError: the server failed for a reason that it did not tell.
         """
+
+    def place(
+        self, key: str, data: Payload, may_show: Callable[[], bool], look_for: Collection[str] = ()
+    ) -> Placed | None:
+        """Store an object as `put` does, but give it its name only once `may_show` returns true.
+
+        That is called when all else is done, perhaps more than once, and takes some seconds at
+        most. If it returns false, nothing is stored, and None is returned. With its name given,
+        looks for other objects: so of two who store one, and then look for the other's, one finds
+        it. A remote far away does in one round trip what takes several by the calls for each.
+        """
+        if not may_show():
+            return None
+        is_safe = self.put(key, data)
+        return Placed(is_safe, frozenset(filter(self._has, look_for)))
+
+    def _has(self, key: str) -> bool:
+        try:
+            self.stat(key)
+        except MissingError:
+            return False
+        return True
 
     @abstractmethod
     def create(self, key: str, data: Payload) -> None:

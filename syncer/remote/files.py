@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -23,6 +23,7 @@ from .base import (
     TEMPORARY_FOLDER,
     Entry,
     Payload,
+    Placed,
     Remote,
     Usage,
     buffers_of,
@@ -54,11 +55,11 @@ class NewFile(ABC):
     """As the place counts it, not as it was asked for."""
 
     @abstractmethod
-    def publish(self, path: str, *, replace: bool) -> bool:
+    def publish(self, path: str, *, replace: bool, look_for: Collection[str] = ()) -> Placed:
         """Move it to `path` in one step, then sync the folders that `Files.write` was told.
 
-        Returns whether that was possible; else a power cut may take it. May be called again after
-        an error.
+        Tells whether that was possible; else a power cut may take it. And which of the paths
+        `look_for` there are then. May be called again after an error.
 
         Raises:
             MissingError: there is no such folder.
@@ -185,18 +186,34 @@ class FileRemote(Remote):
             ) from None
 
     def put(self, key: str, data: Payload) -> bool:
-        return self._store(key, data, replace=True)
+        placed = self._store(key, data, replace=True)
+        assert placed is not None
+        return placed.is_safe
+
+    def place(
+        self, key: str, data: Payload, may_show: Callable[[], bool], look_for: Collection[str] = ()
+    ) -> Placed | None:
+        return self._store(key, data, replace=True, may_show=may_show, look_for=look_for)
 
     def create(self, key: str, data: Payload) -> None:
         self._store(key, data, replace=False)
 
-    def _store(self, key: str, data: Payload, *, replace: bool) -> bool:
-        check_key(key)
+    def _store(
+        self,
+        key: str,
+        data: Payload,
+        *,
+        replace: bool,
+        may_show: Callable[[], bool] = lambda: True,
+        look_for: Collection[str] = (),
+    ) -> Placed | None:
+        for each in (key, *look_for):
+            check_key(each)
         folders = _folders_of(key)
         parts = buffers_of(data)
         size_bytes = sum(part.nbytes for part in parts)
 
-        def store(files: Files) -> bool:
+        def store(files: Files) -> Placed | None:
             temporary = f"{TEMPORARY_FOLDER}/{secrets.token_hex(_NAME_BYTES)}"
             with closing(files.write(temporary, parts, self._to_sync(folders))) as file:
                 if file.size_bytes != size_bytes:
@@ -204,16 +221,18 @@ class FileRemote(Remote):
                         f"{self.name}: {key} has {file.size_bytes} bytes there"
                         f" instead of {size_bytes}"
                     )
+                if not may_show():
+                    return None
                 try:
-                    is_safe = file.publish(key, replace=replace)
+                    placed = file.publish(key, replace=replace, look_for=look_for)
                 except MissingError:
                     files.make_folders(folders)
-                    is_safe = file.publish(key, replace=replace)
-            if is_safe:
+                    placed = file.publish(key, replace=replace, look_for=look_for)
+            if placed.is_safe:
                 self._safe_folders.update(folders)
-            return is_safe
+            return placed
 
-        def store_in_repository(files: Files) -> bool:
+        def store_in_repository(files: Files) -> Placed | None:
             try:
                 return store(files)
             except MissingError:

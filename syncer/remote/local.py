@@ -6,7 +6,7 @@ import ctypes
 import errno
 import os
 import stat as modes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ..errors import (
     SyncerError,
     TemporaryError,
 )
-from .base import Usage
+from .base import Placed, Usage
 from .files import FileRemote, Files, FileStatus, NewFile, Result
 
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -168,7 +168,7 @@ class LocalFile(NewFile):
                 self.close()
                 raise
 
-    def publish(self, path: str, *, replace: bool) -> bool:
+    def publish(self, path: str, *, replace: bool, look_for: Collection[str] = ()) -> Placed:
         target = self._root / path
         if self._temporary is not None:
             with _translated(target):
@@ -177,7 +177,8 @@ class LocalFile(NewFile):
                 else:
                     _move_to_free_name(self._temporary, target)
             self._temporary = None
-        return all(_sync_folder(self._root / folder) for folder in self._folders)
+        is_safe = all(_sync_folder(self._root / folder) for folder in self._folders)
+        return Placed(is_safe, frozenset(one for one in look_for if (self._root / one).exists()))
 
     def close(self) -> None:
         # What can't be removed now is litter under tmp/, and no reason to fail: nothing was stored.

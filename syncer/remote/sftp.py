@@ -13,7 +13,7 @@ from __future__ import annotations
 import stat as modes
 import struct
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 
 from ..errors import (
@@ -25,7 +25,7 @@ from ..errors import (
     TemporaryError,
 )
 from . import packets as sftp
-from .base import Usage
+from .base import Placed, Usage
 from .files import Files, FileStatus, NewFile
 from .packets import wide
 from .session import Session, StatusError
@@ -272,14 +272,18 @@ class SftpFile(NewFile):
             session.server.can_sync = False
         self.size_bytes = session.attributes(size).size_bytes
 
-    def publish(self, path: str, *, replace: bool) -> bool:
+    def publish(self, path: str, *, replace: bool, look_for: Collection[str] = ()) -> Placed:
         with self._files.told(path, self._needed_bytes):
             self._folders.open()
             if self._temporary is None:
-                return self._finish_syncs(self._send_syncs())
+                return self._finish(self._send_syncs(), self._send_looks(look_for))
             if replace:
-                return self._rename_over(path, self._temporary)
-            return self._move_to_free_name(path, self._temporary)
+                return self._rename_over(path, self._temporary, look_for)
+            self._move_to_free_name(path, self._temporary)
+            return self._finish(self._send_syncs(), self._send_looks(look_for))
+
+    def _send_looks(self, look_for: Collection[str]) -> list[tuple[str, int]]:
+        return [(path, self._session.send(sftp.STAT, self._files.path(path))) for path in look_for]
 
     def _send_syncs(self) -> list[int]:
         syncs = self._folders.send_syncs()
@@ -288,24 +292,30 @@ class SftpFile(NewFile):
             syncs.append(sync)
         return syncs
 
-    def _finish_syncs(self, syncs: Sequence[int]) -> bool:
+    def _finish(self, syncs: Sequence[int], looks: Sequence[tuple[str, int]]) -> Placed:
         are_done = [finish_sync(self._session, sync) for sync in syncs]
-        return all(are_done) and self._session.server.can_sync and self._folders.are_open
+        is_safe = all(are_done) and self._session.server.can_sync and self._folders.are_open
+        there = set()
+        for path, look in looks:
+            with suppress(MissingError):
+                self._session.attributes(look)
+                there.add(path)
+        return Placed(is_safe, frozenset(there))
 
-    def _rename_over(self, path: str, temporary: bytes) -> bool:
+    def _rename_over(self, path: str, temporary: bytes, look_for: Collection[str]) -> Placed:
         session = self._session
         names = temporary, self._files.path(path)
-        syncs = None
-        if b"posix-rename@openssh.com" in session.server.extensions:
+        if b"posix-rename@openssh.com" in session.server.extensions and session.server.in_order:
             rename = session.send(sftp.EXTENDED, b"posix-rename@openssh.com", *names)
-            syncs = self._send_syncs() if session.server.in_order else None
+            syncs, looks = self._send_syncs(), self._send_looks(look_for)
             session.succeed(rename)
-        else:
-            self._files.rename_over(*names)
+            self._temporary = None
+            return self._finish(syncs, looks)
+        self._files.rename_over(*names)
         self._temporary = None
-        return self._finish_syncs(self._send_syncs() if syncs is None else syncs)
+        return self._finish(self._send_syncs(), self._send_looks(look_for))
 
-    def _move_to_free_name(self, path: str, temporary: bytes) -> bool:
+    def _move_to_free_name(self, path: str, temporary: bytes) -> None:
         session = self._session
         names = temporary, self._files.path(path)
         linked = False
@@ -325,7 +335,6 @@ class SftpFile(NewFile):
                     raise ExistsError("exists already") from None
                 raise
             self._temporary = None
-        return self._finish_syncs(self._send_syncs())
 
     def close(self) -> None:
         # Nobody waits for these: the answers are dropped, and what a lost connection leaves
