@@ -61,12 +61,12 @@ MUTATIONS = (
     ),
     Mutation(
         1, "epochs are published before their blocks", _PUBLISH,
-        "if missing is not None:", "if False:",
+        "if missing is not None and not is_ahead:", "if False:",
         "test_exchange.py::test_an_epoch_waits_for_its_blocks",
     ),
     Mutation(
         1, "what is published is not power-safe here", _PUBLISH,
-        "        self._db.sync()\n        look_first()", "        look_first()",
+        "        self._db.sync()\n        self._looks.first()", "        self._looks.first()",
         "test_exchange.py::test_what_is_published_is_power_safe_first",
     ),
     Mutation(
@@ -469,8 +469,26 @@ MUTATIONS = (
     ),
     Mutation(
         9, "a former writer does not look after its segment", _PUBLISH,
-        "        check_writer()\n        self._commit(", "        self._commit(",
+        "        self._looks.behind(there)\n", "",
         "test_exchange.py::test_a_segment_that_comes_too_late_is_a_branch",
+    ),
+    Mutation(
+        9, "a writer does not look behind its segment whether its mark still stands",
+        "exchange/roles.py", "if there != {self._identity.mark()}:",
+        "if there - {self._identity.mark()}:",
+        "test_exchange.py::"
+        "test_a_writer_whose_copy_begins_before_its_segment_has_a_name_counts_it_not",
+    ),
+    Mutation(
+        1, "a segment gets its name before its blocks have theirs", _PUBLISH,
+        "            return first_unuploaded(reader, publication.first, publication.last) is None",
+        "            return True",
+        "test_exchange.py::test_a_segment_whose_blocks_do_not_come_gets_no_name",
+    ),
+    Mutation(
+        1, "a segment gets its name before it may", "remote/files.py",
+        "                if not may_show():\n                    return None\n", "",
+        "test_flush.py::test_far_away_the_segment_is_on_its_way_beside_the_last_blocks",
     ),
     Mutation(
         9, "an empty claim counts, and nobody passes it over", "exchange/writers.py",

@@ -7,6 +7,7 @@ import itertools
 import random
 import re
 import stat
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -348,6 +349,57 @@ def test_an_epoch_waits_for_its_blocks(laptop: Machine, machines: Callable[[str]
     assert_same_history(laptop, late)
 
 
+def a_file_with_a_dirty_block(machine: Machine) -> None:
+    file = machine.create(b"second")
+    block = bytes(range(16))
+    machine.contents.set_blocks(file.id, {0: block})
+    set_dirty(machine, block)
+    machine.epochs.close()
+
+
+def test_who_waits_for_the_last_blocks_has_a_segment_that_waits_for_its_name(
+    laptop: Machine, machines: Callable[[str], Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    laptop.epoch(b"first")
+    laptop.publish()
+    a_file_with_a_dirty_block(laptop)
+    logged = [key for key in laptop.remote.objects if key.startswith("log/")]
+    waits: list[str] = []
+
+    def wait() -> bool:
+        assert [key for key in laptop.remote.objects if key.startswith("log/")] == logged
+        waits.append("waits")
+        set_clean(laptop)
+        return True
+
+    monkeypatch.setattr(laptop.exchange._publisher, "_wait_uploaded", wait)
+    assert not laptop.exchange.step()
+    assert not waits
+    assert laptop.exchange.step(is_ahead=True)
+    assert waits and laptop.exchange.status().unpublished == 0
+    clone = machines("clone")
+    assert clone.names() == {b"first", b"second"}
+    assert_same_history(laptop, clone)
+
+
+@pytest.mark.parametrize("what", ["takes too long", "is not enough"])
+def test_a_segment_whose_blocks_do_not_come_gets_no_name(
+    laptop: Machine, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    laptop.epoch(b"first")
+    laptop.publish()
+    a_file_with_a_dirty_block(laptop)
+    before = dict(laptop.remote.objects)
+    publisher = laptop.exchange._publisher
+    monkeypatch.setattr(publisher, "_wait_uploaded", lambda: what == "is not enough")
+    assert not laptop.exchange.step(is_ahead=True)
+    assert laptop.remote.objects == before
+    assert not laptop.exchange.status().error
+    set_clean(laptop)
+    assert laptop.exchange.step()
+    assert laptop.exchange.status().unpublished == 0
+
+
 def test_what_is_not_power_safe_here_is_not_published(
     laptop: Machine, machines: Callable[[str], Machine]
 ) -> None:
@@ -459,7 +511,7 @@ def test_what_has_been_made_of_epochs_before_is_published_as_it_is(
     laptop.publish()
     laptop.epoch(b"new")
     publisher = laptop.exchange._publisher
-    publication = publisher._prepare()
+    publication = publisher._prepare(is_ahead=False)
     assert publication is not None
     monkeypatch.setattr(publisher, "_ready_objects", lambda *_: publication.objects)
     monkeypatch.setattr(publish, "segment_objects", lambda *_: pytest.fail("made once more"))
@@ -577,6 +629,14 @@ def test_what_is_published_is_power_safe_first(
     )
     laptop.publish()
     assert calls == ["sync", "writers", "machines", "sync", "log"]
+    # Also where the blocks are still on their way.
+    a_file_with_a_dirty_block(laptop)
+    monkeypatch.setattr(
+        laptop.exchange._publisher, "_wait_uploaded", lambda: (set_clean(laptop), True)[1]
+    )
+    calls.clear()
+    assert laptop.exchange.publish_once(is_ahead=True)
+    assert calls == ["sync", "log"]
 
 
 def copy_of(machine: Machine, path: Path) -> Machine:
@@ -633,6 +693,45 @@ def test_a_writer_whose_copy_began_later_is_the_one_that_goes(
         copy.publish()
         assert copy.exchange.role == "writer"
     assert laptop.exchange.role == "displaced"
+
+
+def test_a_writer_whose_copy_begins_before_its_segment_has_a_name_counts_it_not(
+    laptop: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy has not seen that segment, and has written one with the same name."""
+    laptop.epoch(b"a")
+    laptop.publish()
+    laptop.db.sync()
+    for end in ("", "-wal"):
+        # Another process: who closes a file loses this one's locks of it.
+        subprocess.run(["cp", f"{laptop.path}{end}", tmp_path / f"copy.db{end}"], check=True)
+    copy = Machine(tmp_path / "copy.db", laptop.remote, "copy")
+    laptop.epoch(b"b")
+    put = laptop.remote.put
+
+    def put_after_the_copys(key: str, data: Any) -> bool:
+        monkeypatch.setattr(laptop.remote, "put", put)
+        copy.epoch(b"c")
+        copy.publish()
+        return put(key, data)
+
+    with closing(copy.db):
+        monkeypatch.setattr(laptop.remote, "put", put_after_the_copys)
+        with pytest.raises(DisplacedError, match="copy"):
+            laptop.exchange.publish_once()
+        assert laptop.exchange.role == "displaced"
+        assert laptop.exchange.status().unpublished == 1
+        assert copy.exchange.role == "writer"
+
+
+def test_a_mark_that_is_gone_by_itself_displaces_nobody(laptop: Machine) -> None:
+    laptop.publish()
+    for key in [key for key in laptop.remote.objects if "." in key and key.startswith("writers/")]:
+        if not key.endswith(".start"):
+            laptop.remote.delete(key)
+    laptop.epoch(b"a")
+    laptop.publish()
+    assert (laptop.exchange.role, laptop.exchange.status().unpublished) == ("writer", 0)
 
 
 def test_a_copy_without_changes_of_its_own_follows(laptop: Machine, tmp_path: Path) -> None:
@@ -965,9 +1064,10 @@ def test_a_segment_that_comes_too_late_is_a_branch(
 
 
 def looks_and_puts(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """From now on: "look" for each look who the writer is, "put" for each object of the log."""
+    """From now on: "look" for each whole look who the writer is, "put" for each object of the log,
+    "claim" and "mark" for each look for these."""
     done: list[str] = []
-    list_objects, put = machine.remote.list, machine.remote.put
+    list_objects, put, stat_object = machine.remote.list, machine.remote.put, machine.remote.stat
 
     def noting_list(prefix: str) -> Any:
         if prefix == "writers":
@@ -979,8 +1079,13 @@ def looks_and_puts(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> list[st
             done.append("put")
         return put(key, data)
 
+    def noting_stat(key: str) -> Any:
+        done.append("mark" if "." in key else "claim")
+        return stat_object(key)
+
     monkeypatch.setattr(machine.remote, "list", noting_list)
     monkeypatch.setattr(machine.remote, "put", noting_put)
+    monkeypatch.setattr(machine.remote, "stat", noting_stat)
     return done
 
 
@@ -998,17 +1103,17 @@ def test_a_look_ahead_counts_for_a_moment_and_once(
     assert done == ["look"]
     laptop.epoch(b"b")
     assert laptop.exchange.step()
-    assert done == ["look", "put", "look"]
+    assert done == ["look", "put", "claim", "mark"]
     done.clear()
     laptop.epoch(b"c")
     assert laptop.exchange.step()
-    assert done == ["look", "put", "look"]
+    assert done == ["look", "put", "claim", "mark"]
     done.clear()
     laptop.exchange.step(looks_ahead=True)
     now += 1.5
     laptop.epoch(b"d")
     assert laptop.exchange.step()
-    assert done == ["look", "look", "put", "look"]
+    assert done == ["look", "look", "put", "claim", "mark"]
 
 
 def test_who_is_displaced_behind_a_look_ahead_counts_nothing_as_published(
@@ -1682,7 +1787,7 @@ def test_the_thread_leaves_who_has_just_mounted_alone_unless_somebody_asks(
     loop.start()
     try:
         assert not stepped.wait(0.1)
-        loop.step_now(10.0)
+        loop.wait_for(loop.begin_step(), 10.0)
         assert stepped.is_set()
     finally:
         loop.stop()

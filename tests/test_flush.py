@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
 
 from syncer.errors import SyncerError, TemporaryError
-from syncer.process.engine import _POLL_SECONDS, Engine
-from syncer.remote.base import Entry, Payload
+from syncer.process.engine import Engine
+from syncer.process.flushing import _POLL_SECONDS
+from syncer.remote.base import Entry, Payload, Placed
 from tests.damage import Place, noise
 
 
@@ -23,14 +24,14 @@ def test_flush_waits_for_a_publication_that_takes_several_round_trips(
     with place.engine() as engine:
         engine.flush(60, lambda state: None)
         place.write(engine, b"/later", noise(7, 10_000))
-        step_now = engine._loop.step_now
+        wait_for = engine._loop.wait_for
 
-        def waiting(timeout_seconds: float) -> None:
+        def waiting(number: int, timeout_seconds: float) -> None:
             waits.append(timeout_seconds)
-            step_now(60)
+            wait_for(number, 60)
 
-        monkeypatch.setattr(engine._loop, "step_now", waiting)
-        monkeypatch.setattr("syncer.process.engine.time.sleep", pytest.fail)
+        monkeypatch.setattr(engine._loop, "wait_for", waiting)
+        monkeypatch.setattr("syncer.process.flushing.time.sleep", pytest.fail)
         assert engine.flush(60, lambda state: None)["safe"]
         assert waits == [pytest.approx(2.0)]
         # Who has no more time does not wait longer for it.
@@ -73,37 +74,52 @@ def test_flush_syncs_no_block_here_that_the_remote_has_soon(
         assert not synced
 
 
-def test_flush_looks_who_the_writer_is_while_the_last_blocks_are_under_way(
+def test_far_away_the_segment_is_on_its_way_beside_the_last_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = Place.made_in(tmp_path)
     done: list[str] = []
     with place.engine() as engine:
         engine.flush(60, lambda state: None)
-        put, list_objects = engine._remote.put, engine._remote.list
-        has_looked = threading.Event()
+        put, place_object, list_objects = (
+            engine._remote.put,
+            engine._remote.place,
+            engine._remote.list,
+        )
+        waits_for_its_name = threading.Event()
 
         def noting_put(key: str, data: Payload) -> bool:
             if key.startswith("blocks/"):
-                # Nothing else would make it look before the last block is there.
-                assert has_looked.wait(10)
-            elif key.startswith("log/"):
-                done.append("put")
+                # Nothing of this would come before the last block is there otherwise.
+                assert waits_for_its_name.wait(10)
+                done.append("block")
             return put(key, data)
+
+        def noting_place(
+            key: str, data: Payload, may_show: Callable[[], bool], look_for: Collection[str] = ()
+        ) -> Placed | None:
+            def noting_may_show() -> bool:
+                waits_for_its_name.set()
+                assert may_show()
+                done.append("name")
+                return True
+
+            return place_object(key, data, noting_may_show, look_for)
 
         def noting_list(prefix: str) -> Iterator[Entry]:
             if prefix == "writers":
                 done.append("look")
-                has_looked.set()
             return list_objects(prefix)
 
         monkeypatch.setattr("syncer.exchange.roles._LOOK_SECONDS", 3600.0)
         monkeypatch.setattr("syncer.exchange.roles._LOOK_HOLDS_SECONDS", 3600.0)
+        monkeypatch.setattr(type(engine._remote), "is_far", True)
         monkeypatch.setattr(engine._remote, "put", noting_put)
+        monkeypatch.setattr(engine._remote, "place", noting_place)
         monkeypatch.setattr(engine._remote, "list", noting_list)
         place.write(engine, b"/large", noise(7, 3 << 20))
         assert engine.flush(60, lambda state: None)["safe"]
-    assert done[:3] == ["look", "put", "look"]
+    assert done == ["look", "block", "block", "block", "name"]
 
 
 @pytest.mark.parametrize("obstacle", ["slow", "refuses"])
@@ -118,7 +134,7 @@ def test_flush_makes_all_power_safe_here_where_the_remote_does_not_take_it(
             raise SyncerError("not now")
 
         if obstacle == "slow":
-            monkeypatch.setattr("syncer.process.engine._UPLOADS_FIRST_SECONDS", 0.3)
+            monkeypatch.setattr("syncer.process.flushing._UPLOADS_FIRST_SECONDS", 0.3)
             engine.set_config("upload_limit", "10K")
         else:
             monkeypatch.setattr(engine._remote, "put", refuse)

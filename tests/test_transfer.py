@@ -187,11 +187,66 @@ def test_who_waits_for_what_was_dirty_does_not_wait_for_what_comes_later(work: W
     work.write(content(1))
     newest = work.blocks.newest_dirty
     work.transfer.start()
-    assert work.transfer.flush(10, newest)
+    assert work.transfer.send_most(10, newest)
     work.remote.fail("put", RemoteFullError("no room"), times=1000)
     work.write(content(2))
-    assert work.transfer.flush(10, newest)
-    assert not work.transfer.flush(0.3, work.blocks.newest_dirty)
+    assert work.transfer.send_most(10, newest)
+    assert not work.transfer.send_most(0.3, work.blocks.newest_dirty)
+
+
+@pytest.mark.parametrize("is_far", [True, False])
+def test_far_away_most_is_sent_when_the_last_blocks_are_under_way(
+    work: Work, monkeypatch: pytest.MonkeyPatch, is_far: bool
+) -> None:
+    monkeypatch.setattr(type(work.remote), "is_far", is_far)
+    monkeypatch.setattr(type(work.remote), "is_near", not is_far)
+    work.remote.delay_seconds = 0.3
+    for number in range(12):
+        work.write(content(number))
+    work.transfer.start()
+    assert work.transfer.send_most(10, work.blocks.newest_dirty)
+    # Four are under way at once.
+    assert (
+        0 < work.blocks.usage().dirty_blocks <= 4
+        if is_far
+        else not work.blocks.usage().dirty_blocks
+    )
+    assert work.transfer.wait_uploaded(10)
+    assert not work.blocks.usage().dirty_blocks
+
+
+def test_the_end_of_the_last_upload_is_not_missed(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may come between a look whether all are there and the wait for the next one."""
+    work.write(content(1))
+    newest = work.blocks.newest_dirty
+    monkeypatch.setattr("syncer.transfer.threads._EVICT_SECONDS", 60.0)
+    wait_changed = work.transfer.uploads.wait_changed
+
+    def late(changes: int, timeout_seconds: float) -> None:
+        work.transfer.start()
+        wait_for(lambda: not work.blocks.usage().dirty_blocks)
+        wait_changed(changes, timeout_seconds)
+
+    monkeypatch.setattr(work.transfer.uploads, "wait_changed", late)
+    began = time.monotonic()
+    assert work.transfer.send_most(60, newest)
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("trouble", ["refuses", "can't sync"])
+def test_nobody_waits_for_the_last_blocks_where_they_do_not_come_soon(
+    work: Work, trouble: str
+) -> None:
+    if trouble == "refuses":
+        work.remote.fail("put", RemoteFullError("no room"), times=1000)
+    else:
+        work.remote.is_durable = False
+    work.write(content(1))
+    work.transfer.start()
+    wait_for(lambda: bool(work.errors or work.transfer.status().uploads.settling))
+    assert not work.transfer.wait_uploaded(3600)
 
 
 def test_the_oldest_go_first(tmp_path: Path) -> None:

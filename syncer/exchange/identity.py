@@ -7,8 +7,9 @@ Each process that works with a data directory leaves a mark beside the chain of 
 The next one finds a mark that its database knows, leaves its own and removes the former. A mark
 that the database does not know is another data directory's under the same machine id, which began
 later than this one was copied, or than it was backed up. Whoever finds one must take a new machine
-id. As each look at the chain of writers lists the marks as well, this shows before and after each
-segment.
+id. As each look at the chain of writers lists the marks as well, this shows before each segment.
+Behind it, the own mark is looked for: whoever goes on in its place removes that before looking
+which segments there are. So if it still stands, they will see this one.
 
 The order, and what a crash after each step leaves:
 
@@ -73,6 +74,11 @@ class Identity:
             for other in former:
                 self._remote.delete(mark_key(machine, other))
         return True
+
+    def mark(self) -> str | None:
+        """The key of the mark that was left last, or None if there is none."""
+        known = self._known()
+        return mark_key(self._db.get_meta("machine"), known[-1]) if known else None
 
     def is_shared(self) -> bool:
         """Whether the last look at the chain has found an unknown mark under this machine's id."""

@@ -33,6 +33,7 @@ class ExchangeLoop:
         self._kicked = threading.Event()
         self._hurried = threading.Event()
         self._looks_ahead = threading.Event()
+        self._is_ahead = threading.Event()
         self._stopping = threading.Event()
         self._stepped = threading.Condition()
         # The condition guards the next two.
@@ -54,13 +55,22 @@ class ExchangeLoop:
         self._kicked.set()
         self._hurried.set()
 
-    def step_now(self, timeout_seconds: float) -> None:
-        """Wait until a step that begins after this call has ended, or for the time given."""
+    def begin_step(self, *, is_ahead: bool = False) -> int:
+        """Have a step begin as soon as may be; returns its number, for `wait_for`.
+
+        With `is_ahead`, what it publishes is whole in a moment: see `Exchange.step`.
+        """
         with self._stepped:
-            wanted = self._steps_begun + 1
+            if is_ahead:
+                self._is_ahead.set()
             self._kicked.set()
             self._hurried.set()
-            self._stepped.wait_for(lambda: self._steps_ended >= wanted, timeout_seconds)
+            return self._steps_begun + 1
+
+    def wait_for(self, number: int, timeout_seconds: float) -> None:
+        """Wait until a step has ended, or for the time given."""
+        with self._stepped:
+            self._stepped.wait_for(lambda: self._steps_ended >= number, timeout_seconds)
 
     def stop(self) -> None:
         """End the thread, after the step it is at."""
@@ -79,7 +89,10 @@ class ExchangeLoop:
                 self._kicked.clear()
                 self._hurried.clear()
                 self._steps_begun += 1
-            delay_seconds = self._step()
+                looks_ahead, is_ahead = self._looks_ahead.is_set(), self._is_ahead.is_set()
+                self._looks_ahead.clear()
+                self._is_ahead.clear()
+            delay_seconds = self._step(looks_ahead, is_ahead)
             self._after_step()
             with self._stepped:
                 self._steps_ended = self._steps_begun
@@ -89,13 +102,12 @@ class ExchangeLoop:
                 self._hurried.wait(_PAUSE_SECONDS)
                 self._kicked.wait(delay_seconds)
 
-    def _step(self) -> float:
+    def _step(self, looks_ahead: bool, is_ahead: bool) -> float:
         """One step; returns the seconds to wait at most until the next one."""
         previous = self._exchange.status().error
-        looks_ahead = self._looks_ahead.is_set()
-        self._looks_ahead.clear()
         try:
-            return 0.0 if self._exchange.step(looks_ahead=looks_ahead) else self._interval_seconds
+            is_busy = self._exchange.step(looks_ahead=looks_ahead, is_ahead=is_ahead)
+            return 0.0 if is_busy else self._interval_seconds
         except TemporaryError as error:
             if str(error) != previous:
                 log.info("the exchange waits: %s", error)

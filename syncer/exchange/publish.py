@@ -9,15 +9,18 @@ The order of one publication, and what a crash after each step leaves:
    database, and make that view power-safe: what others see must not be lost here. Where the local
    segment files have just these epochs, what they say is taken.
    Crash: nothing has happened.
-2. Look who the writer is. If it is another machine: displaced, nothing is written. Where somebody
-   waits for the last blocks of these epochs, this look is taken beside them, at most a second
-   before the next step (`Exchange.step`). It only keeps a machine that was displaced long ago from
-   writing segments that nobody reads; what counts is decided by step 4, behind the head.
+   Where somebody waits, and the last blocks of these epochs are on their way, their being whole is
+   waited for in step 3, behind the head's content and before its name.
+2. Look who the writer is. If it is another machine: displaced, nothing is written. This look only
+   keeps a machine that was displaced long ago from writing segments that nobody reads, so it may be
+   a second old where somebody waits; what counts is decided by step 4, behind the head.
 3. Put the segment's parts, if it has any, and then its head. Crash in between: parts that no
-   head names; no reader looks at them, and they go with the log's old segments. Crash after:
-   the segment is there, and this database does not know it: the next start adopts it, before
-   it publishes anything (`_adopt`), so no two segments ever overlap.
-4. Look who the writer is once more. If another machine has claimed the role meanwhile, it may
+   head names; no reader looks at them, and they go with the log's old segments. Crash before the
+   head's name: an upload that was cut short. Crash after: the segment is there, and this database
+   does not know it: the next start adopts it, before it publishes anything (`_adopt`), so no two
+   segments ever overlap.
+4. Look for a later claim, and for the own mark (`identity`); and unless there is none, and there is
+   one, who the writer is once more. If another machine has claimed the role meanwhile, it may
    have missed the segment: displaced, and the epochs count as unpublished until its start says
    whether they are part of its history (`_settle`).
 5. In one transaction: note the epoch and the segment as published, forget the checkpoint chunks
@@ -29,7 +32,7 @@ is a copy or a restored backup, and that the other copy is ahead: it must not pu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from syncer.errors import CorruptError
@@ -65,12 +68,27 @@ ReadyObjects = Callable[[Identity, int, int, str], list[tuple[str, bytes]]]
 
 
 @dataclass(frozen=True)
+class Looks:
+    """How to make sure who the writer is; what these raise is raised."""
+
+    first: Callable[[], None]
+    """The look of step 2."""
+    keys: Callable[[], Collection[str]]
+    """What step 4 looks for."""
+    behind: Callable[[frozenset[str]], None]
+    """Is given those that are there, and looks further where that is not clear."""
+
+
+@dataclass(frozen=True)
 class Publication:
     """A segment that is ready to be put: its objects with their keys, in the order of writing."""
 
     key: str
+    first: int
     last: int
     objects: list[tuple[str, bytes]]
+    is_whole: bool
+    """Whether the remote has all blocks that it names."""
 
     @property
     def stored_bytes(self) -> int:
@@ -86,17 +104,22 @@ class Publisher:
         epochs: Epochs,
         remote: Remote,
         info: RepositoryInfo,
+        looks: Looks,
         journaled: Callable[[], int] = lambda: MAX_EPOCH,
         settling: Settling | None = None,
         ready_objects: ReadyObjects = lambda identity, first, last, parent: [],
+        wait_uploaded: Callable[[], bool] = lambda: False,
     ) -> None:
         """`journaled` tells the newest epoch that may be published, and `ready_objects` gives a
         segment's objects if they have been made before: see `journal`. `settling` puts the
-        objects, and is shared with whoever makes checkpoints."""
+        objects, and is shared with whoever makes checkpoints. `wait_uploaded` waits until the
+        remote has all blocks; false if that takes too long."""
         self._db = db
         self._epochs = epochs
         self._remote = remote
         self._info = info
+        self._looks = looks
+        self._wait_uploaded = wait_uploaded
         self._journaled = journaled
         self._ready_objects = ready_objects
         self._settling = settling or Settling(remote)
@@ -115,46 +138,55 @@ class Publisher:
         durable: int = self._db.get_meta("durable", closed)
         return min(closed, durable)
 
-    def publish(self, look_first: Callable[[], None], check_writer: Callable[[], None]) -> bool:
+    def publish(self, *, is_ahead: bool = False) -> bool:
         """Publish what is whole, as one segment; whether there was anything.
 
-        Lets pass what steps 2 and 4, the two looks, raise when this machine is not the writer any
-        more.
+        With `is_ahead`, somebody waits for what is whole in a moment: begin with that.
         """
         if self._settling.has_lost():
             self._make_up_for_loss()
-        publication = self._prepare()
+        publication = self._prepare(is_ahead)
         if publication is None:
             return False
         self._db.sync()
-        look_first()
-        self._put(publication)
-        check_writer()
+        self._looks.first()
+        there = self._put(publication)
+        if there is None:
+            return False
+        self._looks.behind(there)
         self._commit(publication.key, publication.last)
         self.backlog.add(publication.stored_bytes)
         return True
 
-    def _put(self, publication: Publication) -> None:
-        """The parts, in any order, then the head that names them."""
+    def _put(self, publication: Publication) -> frozenset[str] | None:
+        """The parts, in any order, then the head that names them; unless it does not get whole."""
         *parts, head = publication.objects
         self._settling.put_all(parts)
-        self._settling.put(*head)
+        return self._settling.place(
+            *head, lambda: publication.is_whole or self._gets_whole(publication), self._looks.keys()
+        )
 
-    def _prepare(self) -> Publication | None:
+    def _gets_whole(self, publication: Publication) -> bool:
+        if not self._wait_uploaded():
+            return False
+        with self._db.snapshot() as reader:
+            return first_unuploaded(reader, publication.first, publication.last) is None
+
+    def _prepare(self, is_ahead: bool) -> Publication | None:
         first: int = self._db.get_meta("published") + 1
         closed = min(self.newest_closed(), self._journaled())
-        if closed < first or self._is_waiting():
+        if closed < first or (self._is_waiting() and not is_ahead):
             return None
         with self._db.snapshot() as reader:
             last = _last_of_segment(reader, first, closed)
             missing = first_unuploaded(reader, first, last)
-            if missing is not None:
+            if missing is not None and not is_ahead:
                 last, self._missing_block = missing[0] - 1, missing[1]
             if last < first:
                 return None
-            return self._encode(reader, first, last)
+            return self._encode(reader, first, last, is_whole=missing is None or not is_ahead)
 
-    def _encode(self, reader: Reader, first: int, last: int) -> Publication:
+    def _encode(self, reader: Reader, first: int, last: int, *, is_whole: bool) -> Publication:
         machine: int = self._db.get_meta("machine")
         identity = Identity(self._info.uuid, self._db.get_meta("generation"), machine)
         parent: str = self._db.get_meta("parent_segment")
@@ -162,7 +194,7 @@ class Publisher:
         objects = self._ready_objects(identity, first, last, parent) or segment_objects(
             reader, identity, first, last, parent, self._info.seed
         )
-        return Publication(segment_key(machine, first, last), last, objects)
+        return Publication(segment_key(machine, first, last), first, last, objects, is_whole)
 
     def _is_waiting(self) -> bool:
         """Whether what stopped the last attempt still does: spares looking at all rows again."""
@@ -219,7 +251,7 @@ class Publisher:
                 with self._db.snapshot() as reader:
                     if first_unuploaded(reader, first, last) is not None:
                         continue
-                    publication = self._encode(reader, first, last)
+                    publication = self._encode(reader, first, last, is_whole=True)
                 self._put(publication)
                 self._commit(publication.key, last)
 

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -25,7 +25,7 @@ from syncer.errors import (
 from syncer.exchange.checkpoint import Backlog, Checkpoints
 from syncer.exchange.identity import Identity
 from syncer.exchange.incoming import Touched
-from syncer.exchange.publish import Publisher, ReadyObjects
+from syncer.exchange.publish import Looks, Publisher, ReadyObjects
 from syncer.exchange.recover import AppliedHook, BehindError, Follower, reload
 from syncer.exchange.rows import MAX_EPOCH
 from syncer.exchange.settling import Settling
@@ -92,13 +92,15 @@ class Exchange:
         before_writing: Callable[[], None] = lambda: None,
         note_marks: Callable[[str], None] = lambda tokens: None,
         ready_objects: ReadyObjects = lambda identity, first, last, parent: [],
+        wait_uploaded: Callable[[], bool] = lambda: False,
     ) -> None:
         """`name` is what others call this machine, such as its host name.
 
         `on_applied` is called after others' changes were applied, with the keys that were
-        touched, or None: everything may have changed. It must not call back. `journaled` and
-        `ready_objects` are for the `Publisher`. `before_writing` is called in the transaction that
-        makes this machine the writer; `note_marks` with what `identity` must not forget.
+        touched, or None: everything may have changed. It must not call back. `journaled`,
+        `ready_objects` and `wait_uploaded` are for the `Publisher`. `before_writing` is called in
+        the transaction that makes this machine the writer; `note_marks` with what `identity` must
+        not forget.
         """
         info = RepositoryInfo(db.get_meta("uuid"), db.get_meta("seed"))
         self._db = db
@@ -113,7 +115,17 @@ class Exchange:
         self._writers = Writers(remote, info)
         self._follower = Follower(db, remote, info, self._writers)
         settling = Settling(remote)
-        self._publisher = Publisher(db, epochs, remote, info, journaled, settling, ready_objects)
+        self._publisher = Publisher(
+            db,
+            epochs,
+            remote,
+            info,
+            Looks(self._look_first, self._keys_behind, self._look_behind),
+            journaled,
+            settling,
+            ready_objects,
+            wait_uploaded,
+        )
         self._checkpoints = Checkpoints(db, remote, info, settling)
         self._identity = Identity(db, remote, self._writers, note_marks)
         self._is_identified = False
@@ -157,18 +169,18 @@ class Exchange:
             error=self._error,
         )
 
-    def step(self, *, looks_ahead: bool = False) -> bool:
+    def step(self, *, looks_ahead: bool = False, is_ahead: bool = False) -> bool:
         """Do what the role asks for; whether there is more to do at once.
 
         With `looks_ahead`, somebody waits for a publication that is about to be possible: its
-        first look is taken now.
+        first look is taken now. With `is_ahead`, what it publishes is whole in a moment.
 
         Raises DisplacedError when the role was lost, and whatever the remote raises; `status`
         shows the error until a step succeeds, and that of a displaced writer for good.
         """
         with self._turn:
             try:
-                is_busy = self._step(looks_ahead)
+                is_busy = self._step(looks_ahead, is_ahead)
             except SyncerError as error:
                 self._error = str(error)
                 raise
@@ -176,7 +188,7 @@ class Exchange:
                 self._error = ""
             return is_busy
 
-    def _step(self, looks_ahead: bool) -> bool:
+    def _step(self, looks_ahead: bool, is_ahead: bool) -> bool:
         if self.role == "follower":
             return self.follow()
         if self.role == "displaced":
@@ -187,7 +199,7 @@ class Exchange:
             self.check_writer()
             self._look_holds_until = time.monotonic() + _LOOK_HOLDS_SECONDS
         # A checkpoint has steps of its own: who waits for a publication does not wait for it.
-        if self.publish_once():
+        if self.publish_once(is_ahead=is_ahead):
             return True
         if not self._publisher.backlog.is_due:
             return False
@@ -196,10 +208,11 @@ class Exchange:
 
     # Publishing
 
-    def publish_once(self) -> bool:
+    def publish_once(self, *, is_ahead: bool = False) -> bool:
         """Publish the closed epochs that are whole, as one segment; whether there were any.
 
-        Raises DisplacedError if another machine has become the writer.
+        With `is_ahead`, also those that are whole in a moment. Raises DisplacedError if another
+        machine has become the writer.
         """
         with self._turn:
             if not self._is_adopted:
@@ -210,7 +223,7 @@ class Exchange:
                 self._is_adopted = True
             self._note_machine()
             try:
-                is_published = self._publisher.publish(self._look_first, self.check_writer)
+                is_published = self._publisher.publish(is_ahead=is_ahead)
             except SyncerError:
                 # Perhaps the remote has the segment, and only its answer was lost.
                 self._is_adopted = False
@@ -226,6 +239,15 @@ class Exchange:
         if not self._has_looked_ahead():
             self.check_writer()
         self._look_holds_until = 0.0
+
+    def _keys_behind(self) -> Collection[str]:
+        claim = self._writers.later_claim(self._db.get_meta("generation"))
+        mark = self._identity.mark()
+        return [claim] if mark is None else [claim, mark]
+
+    def _look_behind(self, there: frozenset[str]) -> None:
+        if there != {self._identity.mark()}:
+            self.check_writer()
 
     # Who the writer is
 

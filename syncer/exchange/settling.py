@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from syncer.errors import MissingError
@@ -36,6 +36,16 @@ class Settling:
     def put(self, key: str, data: bytes) -> None:
         """As `Remote.put`."""
         self._note(key, data, is_safe=self._remote.put(key, data))
+
+    def place(
+        self, key: str, data: bytes, may_show: Callable[[], bool], look_for: Collection[str]
+    ) -> frozenset[str] | None:
+        """As `Remote.place`: the keys that are there then, or None if nothing was stored."""
+        placed = self._remote.place(key, data, may_show, look_for)
+        if placed is None:
+            return None
+        self._note(key, data, is_safe=placed.is_safe)
+        return placed.there
 
     def _note(self, key: str, data: bytes, *, is_safe: bool) -> None:
         if not is_safe:

@@ -314,6 +314,11 @@ class Writers:
         if identity != self._info.uuid:
             raise CorruptError(f"{key} belongs to another repository")
 
+    def later_claim(self, generation: int) -> str:
+        """The key of a claim that is there if, and only if, somebody has claimed a later
+        generation: none is left out, and none goes away."""
+        return _key(generation + 1)
+
     def claim(self, machine: int, name: str) -> Claim:
         """Claim the next generation; or take up the claim that this machine has made already.
 

@@ -20,7 +20,7 @@ from syncer.blocks.cache import Cache
 from syncer.blocks.fetch import Fetcher
 from syncer.blocks.store import Blocks
 from syncer.config import Config
-from syncer.errors import CorruptError, SyncerError, TemporaryError, UsageError
+from syncer.errors import CorruptError, SyncerError, UsageError
 from syncer.exchange.incoming import Touched
 from syncer.exchange.journal import Journal
 from syncer.exchange.loop import ExchangeLoop
@@ -34,6 +34,7 @@ from syncer.metadata.schema import REBUILT
 from syncer.metadata.tree import Tree
 from syncer.mount import Operations
 from syncer.process.committer import Committer
+from syncer.process.flushing import Flusher
 from syncer.process.folder import DataFolder, mending
 from syncer.process.keeping import Keeping
 from syncer.process.recovery import recover
@@ -55,11 +56,8 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[dict[str, Any]], None]
 
-_POLL_SECONDS = 0.2
-#: For so long a flush waits for uploads before its round; as long as an epoch lasts at most.
-_UPLOADS_FIRST_SECONDS = 4.0
-#: Who waits for a publication, which takes some round trips, is told that often how it goes.
-_PUBLICATION_SECONDS = 2.0
+#: A segment whose blocks are on their way waits for them no longer than that, without its name.
+_LAST_BLOCKS_SECONDS = 2.0
 _PRUNER_ENDS_WITHIN_SECONDS = 5.0
 #: How long what statfs tells of the remote's disk stays true enough.
 _CAPACITY_SECONDS = 60.0
@@ -151,8 +149,21 @@ class Engine:
             before_writing=self._blocks.forget_unnamed,
             note_marks=self._journal.note_marks,
             ready_objects=self._journal.objects,
+            wait_uploaded=lambda: self._transfer.wait_uploaded(_LAST_BLOCKS_SECONDS),
         )
         self._loop = ExchangeLoop(self._exchange, after_step=self._note_role)
+        self._flusher = Flusher(
+            self._db,
+            self._epochs,
+            files,
+            self._blocks,
+            self._transfer,
+            self._committer,
+            self._exchange,
+            self._loop,
+            self._remote.health,
+            self.status,
+        )
         self.pruner = Pruner(
             self._db,
             self._tree,
@@ -413,52 +424,7 @@ class Engine:
         Raises TemporaryError if that takes longer, or can't be while the server is away;
         DisplacedError if this machine may not publish any more.
         """
-        deadline = time.monotonic() + (timeout_seconds if timeout_seconds is not None else 1e9)
-        self.vfs.files.flush_all(seal=True)
-        self._upload_first(min(deadline, time.monotonic() + _UPLOADS_FIRST_SECONDS), progress)
-        self._committer.round(seal=True)
-        newest = self._epochs.open - 1
-        published = None
-        while True:
-            self._transfer.kick()
-            if self._transfer.flush(_POLL_SECONDS, on_last=self._loop.look_ahead):
-                remaining_seconds = max(_POLL_SECONDS, deadline - time.monotonic())
-                self._loop.step_now(min(_PUBLICATION_SECONDS, remaining_seconds))
-            status = self.status()
-            progress(status)
-            if self._is_flushed(newest):
-                return status
-            if self._exchange.role == "displaced":
-                self._exchange.check_writer()
-            if time.monotonic() > deadline:
-                raise TemporaryError(
-                    f"{status['dirty_bytes']} bytes are not on the server yet; "
-                    f"{status['remote']['error'] or 'wait, or give it more time'}"
-                )
-            if published == status["published_epoch"] and not status["dirty_blocks"]:
-                # Something is in the way; asking again at once would not help.
-                time.sleep(_POLL_SECONDS)
-            published = status["published_epoch"]
-
-    def _upload_first(self, until: float, progress: Progress) -> None:
-        """Wait for the uploads of what is dirty now, as long as they go well.
-
-        What the remote has needs no sync here, so the round that follows has nothing to wait for;
-        before them, it would sync all that was just written, and uploads stop meanwhile. What was
-        written is power-safe no later for it than the committer makes it by itself.
-        """
-        newest = self._blocks.newest_dirty
-        self._transfer.kick()
-        while (left_seconds := until - time.monotonic()) > 0:
-            wait_seconds = min(_POLL_SECONDS, left_seconds)
-            is_done = self._transfer.flush(wait_seconds, newest, self._loop.look_ahead)
-            if is_done or self._remote.health.report().error:
-                return
-            progress(self.status())
-
-    def _is_flushed(self, epoch: int) -> bool:
-        """Whether the remote has all changes up to an epoch."""
-        return not self._db.query_one("SELECT 1 FROM outbox WHERE epoch <= ? LIMIT 1", (epoch,))
+        return self._flusher.flush(timeout_seconds, progress)
 
     def fsck(self, options: Options, report: Report, progress: Progress) -> None:
         """Check everything, and repair it as far as that is safe now; see `maintain.fsck`."""

@@ -110,33 +110,57 @@ class Transfer:
         """There are new dirty blocks; cheap, never waits for long."""
         self.uploads.kick()
 
-    def flush(
+    def flush(self, timeout_seconds: float) -> bool:
+        """Wait until the remote has every block that is dirty; False if the time was too short."""
+        self.uploads.retry()
+        return self._wait(timeout_seconds, lambda: not self._blocks.usage().dirty_blocks)
+
+    def send_most(self, timeout_seconds: float, newest: int) -> bool:
+        """Wait until the remote has all blocks that were dirty when `newest` was
+        `Blocks.newest_dirty`; far away, until the last blocks are under way. What comes then works
+        while these wait for their round trips; near by it would have them wait.
+
+        False if the time was too short.
+        """
+        self.uploads.retry()
+        return self._wait(
+            timeout_seconds, lambda: not self._has_dirty(newest) or self._are_last_under_way()
+        )
+
+    def wait_uploaded(self, timeout_seconds: float) -> bool:
+        """Wait until the remote has every block that is dirty now; False if that does not go well,
+        or the time was too short."""
+        newest = self._blocks.newest_dirty
+
+        def is_in_trouble() -> bool:
+            status = self.uploads.status()
+            return bool(status.error or status.settling)
+
+        return self._wait(timeout_seconds, lambda: not self._has_dirty(newest), is_in_trouble)
+
+    def _wait(
         self,
         timeout_seconds: float,
-        newest: int | None = None,
-        on_last: Callable[[], None] = lambda: None,
+        is_over: Callable[[], bool],
+        is_hopeless: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """Wait until the remote has every block that is dirty; False if the time was too short.
-
-        With `newest`, those only that were dirty when this was `Blocks.newest_dirty`. Calls
-        `on_last` once if all that are dirty are under way.
-        """
+        """Wait until something holds, which may come with a block that becomes clean."""
         deadline = time.monotonic() + timeout_seconds
-        self.uploads.retry()
-        is_told = False
-        while self._has_dirty(newest):
-            if not is_told and self._blocks.usage().dirty_blocks <= len(self.uploads.under_way()):
-                is_told = True
-                on_last()
+        while True:
+            changes = self.uploads.changes()
+            if is_over():
+                return True
             remaining = deadline - time.monotonic()
-            if remaining <= 0 or self._crew.stopping.is_set():
+            if remaining <= 0 or self._crew.stopping.is_set() or is_hopeless():
                 return False
-            self.uploads.wait_changed(min(remaining, _EVICT_SECONDS))
-        return True
+            self.uploads.wait_changed(changes, min(remaining, _EVICT_SECONDS))
 
-    def _has_dirty(self, newest: int | None) -> bool:
-        if newest is None:
-            return bool(self._blocks.usage().dirty_blocks)
+    def _are_last_under_way(self) -> bool:
+        return self._remote.is_far and self._blocks.usage().dirty_blocks <= len(
+            self.uploads.under_way()
+        )
+
+    def _has_dirty(self, newest: int) -> bool:
         return any(place <= newest for _, place in self._blocks.dirty_queue(1))
 
     def _may_wait(self) -> bool:

@@ -116,6 +116,7 @@ class Uploads:
         self._pause_seconds = 0.0
         self._uploaded_blocks = 0
         self._uploaded_bytes = 0
+        self._changes = 0
 
     def step(self) -> None:
         """Upload one block, or wait a moment for one."""
@@ -171,10 +172,15 @@ class Uploads:
         with self._changed:
             return frozenset(self._busy)
 
-    def wait_changed(self, timeout_seconds: float) -> None:
-        """Wait until a block has become clean, or for the time given."""
+    def changes(self) -> int:
+        """How often blocks have become clean, for `wait_changed`."""
         with self._changed:
-            self._changed.wait(timeout_seconds)
+            return self._changes
+
+    def wait_changed(self, changes: int, timeout_seconds: float) -> None:
+        """Wait until that has happened more often than `changes`, or for the time given."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._changes > changes, timeout_seconds)
 
     def status(self) -> UploadStatus:
         with self._changed:
@@ -314,6 +320,7 @@ class Uploads:
                     # If that failed they are still dirty, and will be found again.
                     with self._changed:
                         self._busy.difference_update(batch)
+                        self._changes += 1
                         self._changed.notify_all()
             finally:
                 self._marking.release()

@@ -1,0 +1,123 @@
+"""`flush`: everything that was written so far gets to the server, as soon as may be.
+
+The order, in which the server's disk never names what it does not have:
+
+1. buffers of open files become blocks
+2. blocks are uploaded, for some seconds; to a server far away until the last ones are under way
+3. a round of the committer: what was written becomes power-safe here, and its epoch ends
+4. the epoch is published; far away the segment's content is on its way beside the last blocks, and
+   gets its name when all of them have theirs (`exchange.publish`)
+
+A crash anywhere leaves what a crash without a flush may leave there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from syncer.blocks.store import Blocks
+from syncer.errors import TemporaryError
+from syncer.exchange.loop import ExchangeLoop
+from syncer.exchange.roles import Exchange
+from syncer.metadata.db import Database
+from syncer.metadata.epochs import Epochs
+from syncer.process.committer import Committer
+from syncer.remote.retry import Health
+from syncer.transfer.threads import Transfer
+from syncer.vfs.files import Files
+
+Status = dict[str, Any]
+
+_POLL_SECONDS = 0.2
+#: For so long it waits for uploads before its round; as long as an epoch lasts at most.
+_UPLOADS_FIRST_SECONDS = 4.0
+#: Who waits for a publication, which takes some round trips, is told that often how it goes.
+_PUBLICATION_SECONDS = 2.0
+
+
+class Flusher:
+    """Flushes one data directory; may be used from several threads."""
+
+    def __init__(
+        self,
+        db: Database,
+        epochs: Epochs,
+        files: Files,
+        blocks: Blocks,
+        transfer: Transfer,
+        committer: Committer,
+        exchange: Exchange,
+        loop: ExchangeLoop,
+        health: Health,
+        status: Callable[[], Status],
+    ) -> None:
+        """`status` is what `flush` returns and tells meanwhile; see docs/commands.md."""
+        self._db = db
+        self._epochs = epochs
+        self._files = files
+        self._blocks = blocks
+        self._transfer = transfer
+        self._committer = committer
+        self._exchange = exchange
+        self._loop = loop
+        self._health = health
+        self._status = status
+
+    def flush(self, timeout_seconds: float | None, progress: Callable[[Status], None]) -> Status:
+        """Wait until everything that was written so far is on the server; returns the status.
+
+        Raises TemporaryError if that takes longer, or can't be while the server is away;
+        DisplacedError if this machine may not publish any more.
+        """
+        deadline = time.monotonic() + (timeout_seconds if timeout_seconds is not None else 1e9)
+        self._files.flush_all(seal=True)
+        self._upload_first(min(deadline, time.monotonic() + _UPLOADS_FIRST_SECONDS), progress)
+        self._loop.look_ahead()
+        self._committer.round(seal=True)
+        newest = self._epochs.open - 1
+        step = self._loop.begin_step(is_ahead=True)
+        published = None
+        while True:
+            self._transfer.kick()
+            is_uploaded = self._transfer.flush(_POLL_SECONDS)
+            if is_uploaded:
+                remaining_seconds = max(_POLL_SECONDS, deadline - time.monotonic())
+                self._loop.wait_for(step, min(_PUBLICATION_SECONDS, remaining_seconds))
+            status = self._status()
+            progress(status)
+            if self._is_flushed(newest):
+                return status
+            if self._exchange.role == "displaced":
+                self._exchange.check_writer()
+            if time.monotonic() > deadline:
+                raise TemporaryError(
+                    f"{status['dirty_bytes']} bytes are not on the server yet; "
+                    f"{status['remote']['error'] or 'wait, or give it more time'}"
+                )
+            if published == status["published_epoch"] and not status["dirty_blocks"]:
+                # Something is in the way; asking again at once would not help.
+                time.sleep(_POLL_SECONDS)
+            published = status["published_epoch"]
+            if is_uploaded:
+                step = self._loop.begin_step()
+
+    def _upload_first(self, until: float, progress: Callable[[Status], None]) -> None:
+        """Upload most of what is dirty now, as long as that goes well.
+
+        What the remote has needs no sync here, so the round that follows has little to wait for; at
+        first, it would sync all that was just written, and uploads stop meanwhile. What was written
+        is power-safe no later for it than the committer makes it by itself.
+        """
+        newest = self._blocks.newest_dirty
+        self._transfer.kick()
+        while (left_seconds := until - time.monotonic()) > 0:
+            is_sent = self._transfer.send_most(min(_POLL_SECONDS, left_seconds), newest)
+            if is_sent or self._health.report().error:
+                return
+            progress(self._status())
+
+    def _is_flushed(self, epoch: int) -> bool:
+        """Whether the remote has all changes up to an epoch."""
+        return not self._db.query_one("SELECT 1 FROM outbox WHERE epoch <= ? LIMIT 1", (epoch,))
