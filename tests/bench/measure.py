@@ -122,6 +122,20 @@ def read_file(path: Path) -> bytes:
     return b"".join(parts)
 
 
+def read_into(path: Path, room: bytearray) -> int:
+    """Read a large file into memory that is there already; returns the bytes read.
+
+    To take fresh memory and put the pieces together lasts 0.1 s for 256 MiB, and once in a while
+    0.7, which says nothing about the system.
+    """
+    view = memoryview(room)
+    position = 0
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(view[position : position + MIB]):
+            position += count
+    return position
+
+
 def per_second(items: Sequence[object], act: Callable[..., object]) -> float:
     """How many of the items are done in a second, one after another, for a limited time."""
     watch = Stopwatch()

@@ -69,8 +69,8 @@ def _keep_apart_what_lies_in(folder: Path) -> None:
     """Have ext4 place each folder in this one elsewhere on the disk, as it does at the top of it.
 
     Else all systems share some groups of inodes, and who makes a file there pays for the thousands
-    that another one has just removed: each of these is looked at first, for some minutes. Other file
-    systems have no such flag.
+    that another one has just removed: each of these is looked at first, for some minutes. Other
+    file systems have no such flag.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
