@@ -184,6 +184,11 @@ def test_what_the_disk_says_becomes_our_error_and_nothing_is_stored(
         remote.get("blocks/ab/abcd")
 
 
+def test_a_look_for_others_that_fails_is_our_error_too(remote: Remote) -> None:
+    with pytest.raises(TemporaryError, match="too long"):
+        remote.place("log/machine/1", b"content", lambda: True, ["writers/" + 300 * "x"])
+
+
 def test_a_full_disk_shows_in_the_state_until_something_was_stored(
     remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,7 +178,9 @@ class LocalFile(NewFile):
                     _move_to_free_name(self._temporary, target)
             self._temporary = None
         is_safe = all(_sync_folder(self._root / folder) for folder in self._folders)
-        return Placed(is_safe, frozenset(one for one in look_for if (self._root / one).exists()))
+        with _translated(target):
+            there = frozenset(one for one in look_for if (self._root / one).exists())
+        return Placed(is_safe, there)
 
     def close(self) -> None:
         # What can't be removed now is litter under tmp/, and no reason to fail: nothing was stored.
