@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,7 +41,8 @@ class Writer:
         if self.db.get_meta("uuid") is None:
             set_up_database(self.db, RepositoryInfo(_UUID, _SEED), 5)
         self.epochs = Epochs(self.db)
-        self.tree = Tree(self.db, self.epochs, Contents(self.db, self.epochs))
+        self.contents = Contents(self.db, self.epochs)
+        self.tree = Tree(self.db, self.epochs, self.contents)
         if self.tree.node(ROOT) is None:
             self.tree.make_root(0, 0)
         self.journal = Journal(self.db, self.segments)
@@ -105,6 +107,25 @@ def test_all_that_is_not_published_is_in_few_files(writer: Writer, tmp_path: Pat
 def _made_anew(writer: Writer, identity: Identity, last: int, parent: str) -> object:
     with writer.db.snapshot() as reader:
         return segment_objects(reader, identity, 1, last, parent, _SEED)
+
+
+def test_a_segment_is_made_without_all_its_rows_in_memory(writer: Writer) -> None:
+    files, size_bytes = 2000, 50_000
+    root = writer.tree.node(ROOT)
+    assert root is not None
+    with writer.db.transaction():
+        for number in range(files):
+            node = writer.tree.create(root, b"file-%d" % number, 0o100644, 0, 0)
+            writer.contents.set_inline(node.id, b"%6d" % number * (size_bytes // 6))
+    closed = writer.epochs.close()
+    tracemalloc.start()
+    try:
+        writer.journal.write(closed)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # A part is 4 MiB, which come in a batch of 256 files, and are packed and compressed.
+    assert peak_bytes < 0.5 * files * size_bytes
 
 
 def test_a_file_spares_making_a_segment_once_more(

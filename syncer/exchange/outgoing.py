@@ -133,21 +133,26 @@ def changes(reader: Reader, first: int, last: int) -> Iterator[Record]:
         (first, last),
     )
     for batch in _batched(keys):
-        ids = [node for node, name in batch if not name]
-        nodes = _by_key(reader, NODE, [(node,) for node in ids], first, last)
-        names = _by_key(reader, NAME, [key for key in batch if key[1]], first, last)
-        contents = _by_node(reader, CONTENT, ids, first, last)
-        xattrs = _by_node(reader, XATTR, ids, first, last)
-        for node, name in batch:
-            if name:
-                yield from _changed(NAME, names.get((node, name), ()), first)
-                continue
-            versions = nodes.get((node,), ())
-            spans = _visible(versions, first)
-            yield from _changed(NODE, (row for row in versions if row[_NLINK]), first)
-            for table, found in ((CONTENT, contents), (XATTR, xattrs)):
-                if node in found:
-                    yield from _changed(table, _clip(found[node], spans), first)
+        # Within it, so that the contents of one batch are gone before the next comes.
+        yield from _changes_of(batch, reader, first, last)
+
+
+def _changes_of(batch: Sequence[Row], reader: Reader, first: int, last: int) -> Iterator[Record]:
+    ids = [node for node, name in batch if not name]
+    nodes = _by_key(reader, NODE, [(node,) for node in ids], first, last)
+    names = _by_key(reader, NAME, [key for key in batch if key[1]], first, last)
+    contents = _by_node(reader, CONTENT, ids, first, last)
+    xattrs = _by_node(reader, XATTR, ids, first, last)
+    for node, name in batch:
+        if name:
+            yield from _changed(NAME, names.get((node, name), ()), first)
+            continue
+        versions = nodes.get((node,), ())
+        spans = _visible(versions, first)
+        yield from _changed(NODE, (row for row in versions if row[_NLINK]), first)
+        for table, found in ((CONTENT, contents), (XATTR, xattrs)):
+            if node in found:
+                yield from _changed(table, _clip(found[node], spans), first)
 
 
 def _by_key(
@@ -314,7 +319,9 @@ def segment_objects(
     key = segment_key(identity.machine, first, last)
     # A reader applies the head first, then the parts: the end of a version may be in one of
     # them and its successor in the next.
-    rows, *rest = batches(changes(reader, first, last), first)
+    rest = batches(changes(reader, first, last), first)
+    rows = next(rest)
+    # One after another: the rows of all of them may be larger than memory allows.
     parts = [encode_part(part, seed) for part in rest]
     segment = Segment(
         identity.uuid, identity.generation, identity.machine, first, last, parent,

@@ -205,7 +205,7 @@ def pack_table(columns: Sequence[str], blobs: frozenset[str], rows: Sequence[Ver
         if column in blobs:
             lengths = [-1 if value is None else len(value) for value in values]
             parts = (value for value in values if value)
-            packed.append(struct.pack(f"<{len(rows)}i", *lengths) + b"".join(parts))
+            packed.append(b"".join((struct.pack(f"<{len(rows)}i", *lengths), *parts)))
         else:
             packed.append(struct.pack(f"<{len(rows)}q", *values))
     return packed

@@ -41,7 +41,7 @@ from syncer.process.control import ControlServer, Handler, Progress
 from syncer.process.engine import Engine
 from syncer.process.folder import DataFolder
 from syncer.process.keeping import Keeping
-from syncer.process.memory import keep_freed_memory
+from syncer.process.memory import Gaps, keep_freed_memory
 from syncer.process.repository import create_repository
 from syncer.process.timemachine import TimeMachine
 from syncer.vfs.caller import Caller
@@ -55,6 +55,8 @@ _LOOP_ENDS_WITHIN_SECONDS = 3.0
 _LAST_LOOK_SECONDS = 0.1
 _ENDS_WITHIN_SECONDS = 15.0
 _POLL_SECONDS = 0.02
+#: How often the main thread looks after the process's memory, while it waits for the end.
+_MEMORY_SECONDS = 0.5
 _LOG_BYTES = 5_000_000
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -256,7 +258,9 @@ class Daemon:
                 log.info("%s is mounted at %s", self._plan.data, self._plan.mountpoint)
                 notify.ready()
                 on_serving()
-                event = self._events.next(None)
+                gaps = Gaps()
+                while (event := self._events.next(_MEMORY_SECONDS)) is None:
+                    gaps.look()
             notify.stopping()
             log.info("the mount ends: %s", event or "it does not answer")
             if not isinstance(event, _LoopEnded):
