@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from syncer.config import Config
 from syncer.mount import Operations
+from syncer.process.engine import Engine
+from syncer.process.repository import create_repository
+from syncer.remote.files import FileRemote
 from syncer.vfs.caller import SUPERUSER
 from tests.vfs_rig import VfsRig
 
@@ -56,3 +62,25 @@ def test_statfs_tells_what_the_remote_tells(rig: VfsRig) -> None:
 def test_statfs_is_large_where_the_remote_tells_nothing(rig: VfsRig) -> None:
     rig.make(b"/file", b"x" * 8192)
     assert told(rig, None) == (PIB, PIB - 8192)
+
+
+def test_statfs_logs_in_nowhere_while_the_first_looks_around(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config(str(tmp_path / "remote"), 100_000_000, min_free_bytes=0)
+    create_repository(tmp_path / "data", config, socket.gethostname())
+    asked = []
+    usage = FileRemote.usage
+    monkeypatch.setattr(FileRemote, "usage", lambda remote: asked.append(1) or usage(remote))
+    for seconds in (3600.0, 0.0):
+        monkeypatch.setattr("syncer.process.engine.STARTS_AFTER_SECONDS", seconds)
+        engine = Engine(tmp_path / "data", config)
+        engine.start()
+        try:
+            deadline = time.monotonic() + 10.0
+            while not seconds and not engine.remote_capacity() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            told = engine.remote_capacity()
+        finally:
+            engine.stop()
+        assert (len(asked), told is None) == ((0, True) if seconds else (1, False))

@@ -41,6 +41,7 @@ from syncer.process.recovery import recover
 from syncer.process.repository import open_database, remote_of
 from syncer.process.stranded import Stranded
 from syncer.process.timemachine import TimeMachine
+from syncer.remote.base import STARTS_AFTER_SECONDS
 from syncer.transfer.keeper import PinKeeper
 from syncer.transfer.threads import Transfer
 from syncer.vfs.caller import Caller
@@ -190,7 +191,7 @@ class Engine:
             self._db, self._tree, files, close_epoch=lambda: self._committer.round(seal=True)
         )
         self._capacity: tuple[int, int] | None = None
-        self._capacity_at = float("-inf")
+        self._capacity_due = 0.0
         self._note_role()
 
     # Life
@@ -219,6 +220,8 @@ class Engine:
         self._db.sync()
         self.vfs.files.adopt()
         self._remote.prepare()
+        # `ls`, `find` and `rm` begin with statfs.
+        self._capacity_due = time.monotonic() + STARTS_AFTER_SECONDS
         if last_boot:
             # A copy that is gone may have been a pinned one.
             self._tree.pins.loosen()
@@ -334,8 +337,8 @@ class Engine:
     def remote_capacity(self) -> tuple[int, int] | None:
         """See `mount.Host`. Never waits: the remote is asked in the background, now and then."""
         now = time.monotonic()
-        if now - self._capacity_at > _CAPACITY_SECONDS:
-            self._capacity_at = now
+        if now >= self._capacity_due:
+            self._capacity_due = now + _CAPACITY_SECONDS
             threading.Thread(target=self._ask_capacity, name="syncer-capacity", daemon=True).start()
         return self._capacity
 

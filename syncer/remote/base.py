@@ -34,7 +34,7 @@ FOLDERS = (
 """What `Remote.make_folders` makes, parents first. The folders below ``log`` and
 ``checkpoint`` are named after machines and appear with their first object, or before it."""
 
-STARTS_AFTER_SECONDS = 0.3
+STARTS_AFTER_SECONDS = 0.5
 """Nothing begins to use a remote in the background before: whoever has just mounted looks around
 first, and each login takes a tenth of a second of the processors."""
 
