@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,3 +135,26 @@ def test_a_server_that_takes_one_cipher_is_reached_by_it(tmp_path: Path, cipher:
         with pytest.raises(OfflineError):
             refused.make_folders()
         refused.close()
+
+
+class _SlowToClose:
+    """A file that shows what the real one seldom does: a second closing within the first."""
+
+    def __init__(self) -> None:
+        self._closing = threading.Lock()
+
+    def close(self) -> None:
+        if not self._closing.acquire(blocking=False):
+            raise ValueError("I/O operation on closed file")
+        time.sleep(0.1)
+        self._closing.release()
+
+
+def test_a_child_may_be_closed_by_two_at_once() -> None:
+    child: Any = ssh.ChildSocket(["cat"])
+    child._stderr.close()
+    child._stderr = _SlowToClose()
+    with ThreadPoolExecutor(2) as pool:
+        for closing in [pool.submit(child.close) for _ in range(2)]:
+            closing.result()
+    assert not child.is_running()

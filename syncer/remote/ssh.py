@@ -12,6 +12,7 @@ import re
 import socket
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -125,6 +126,7 @@ class ChildSocket:
     """
 
     def __init__(self, words: Sequence[str]) -> None:
+        self._closing = threading.Lock()
         self.socket, theirs = socket.socketpair()
         with ExitStack() as on_error, theirs:
             on_error.callback(self.socket.close)
@@ -161,14 +163,16 @@ class ChildSocket:
         """End the child and reap it; wakes a thread that waits in the socket."""
         with suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
-        self._process.terminate()
-        try:
-            self._process.wait(EXIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self.socket.close()
-        self._stderr.close()
+        # Who gives up a greeting may meet who ends everything; no file can be closed twice at once.
+        with self._closing:
+            self._process.terminate()
+            try:
+                self._process.wait(EXIT_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self.socket.close()
+            self._stderr.close()
 
 
 class SshStream:
