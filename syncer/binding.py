@@ -318,16 +318,15 @@ class _Common:
         position = max(0, offset - 2)
         is_full = False
         while not is_full:
-            position, rows = self.operations.entries(handle, position, _ENTRIES_PER_CALL)
-            delivered: list[bytes] = []
+            first, rows = self.operations.entries(handle, position, _ENTRIES_PER_CALL)
+            position = first
+            is_full = not rows
             for name, node in rows:
-                if fill(name, node, position + len(delivered) + 3):
+                if fill(name, node, position + 3):
                     is_full = True
                     break
-                delivered.append(name)
-            self.operations.delivered(handle, delivered)
-            position += len(delivered)
-            is_full = is_full or not rows
+                position += 1
+            self.operations.delivered(handle, [name for name, _ in rows[: position - first]])
 
 
 def _memory(pointer: Any, size: int) -> memoryview:

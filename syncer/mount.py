@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from syncer.errors import (
@@ -176,7 +176,9 @@ class Operations:
     def rewind(self, handle: int) -> None:
         self._vfs.directories.rewind(handle)
 
-    def entries(self, handle: int, offset: int, limit: int) -> tuple[int, list[tuple[bytes, Node]]]:
+    def entries(
+        self, handle: int, offset: int, limit: int
+    ) -> tuple[int, Sequence[tuple[bytes, Node]]]:
         """(number of the first entry, entries that follow the one before number `offset`)."""
         found = self._vfs.directories.read(handle, offset, limit)
         return self._vfs.directories.number(handle), found

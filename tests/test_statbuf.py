@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -46,16 +47,31 @@ class _Stat(ctypes.Structure):
     )
 
 
+class _Ordered(ctypes.Structure):
+    """The order of x86-64."""
+
+    _fields_ = tuple(
+        (name, dict(_Stat._fields_)[name])
+        for name in (
+            "st_dev", "st_ino", "st_nlink", "st_mode", "st_uid", "st_gid", "st_rdev", "st_size",
+            "st_blksize", "st_blocks", "st_atimespec", "st_mtimespec", "st_ctimespec", "reserved",
+        )
+    )  # fmt: skip
+
+
 NODE = Node(
     (1 << 62) + 7, 9, 0o100644, 4_000_000_000, 1001, 2049, 3, 5_000_000_001,
     1_700_000_000_123_456_789, -1, 1_600_000_000_000_000_001, 1_500_000_000_000_000_000, None, 12,
 )  # fmt: skip
 
 
-def test_every_field_is_where_the_structure_has_it() -> None:
-    stat = _Stat()
+@pytest.mark.parametrize("structure", [_Stat, _Ordered])
+def test_every_field_is_where_the_structure_has_it(
+    structure: type[_Stat] | type[_Ordered],
+) -> None:
+    stat: Any = structure()
     ctypes.memset(ctypes.addressof(stat), 0xFF, ctypes.sizeof(stat))
-    StatBuffer(_Stat).fill(stat, NODE)
+    StatBuffer(structure).fill(stat, NODE)
     assert (stat.st_ino, stat.st_mode, stat.st_nlink) == (NODE.id, NODE.mode, 3)
     assert (stat.st_uid, stat.st_gid, stat.st_rdev) == (4_000_000_000, 1001, 2049)
     assert (stat.st_size, stat.st_blksize) == (5_000_000_001, 131072)
@@ -64,6 +80,12 @@ def test_every_field_is_where_the_structure_has_it() -> None:
     assert (stat.st_mtimespec.tv_sec, stat.st_mtimespec.tv_nsec) == (-1, 999_999_999)
     assert (stat.st_ctimespec.tv_sec, stat.st_ctimespec.tv_nsec) == (1_600_000_000, 1)
     assert (stat.st_dev, list(stat.reserved)) == (0, [0, 0, 0])
+
+
+def test_no_more_blocks_than_the_size_are_told() -> None:
+    stat = _Stat()
+    StatBuffer(_Stat).fill(stat, NODE._replace(size=1025))
+    assert stat.st_blocks == 3
 
 
 @pytest.mark.parametrize(("module", "library"), [("fuse", "2"), ("mfusepy", "3")])

@@ -152,7 +152,8 @@ class Tree:
             " WHERE name.parent = ? AND name.name > ? ORDER BY name.name LIMIT ?",
             (parent, after, limit),
         )
-        return self._readings.all_shown([(row[0], Node._make(row[1:])) for row in rows])
+        new = tuple.__new__  # `_make` counts the columns each time
+        return self._readings.all_shown([(row[0], new(Node, row[1:])) for row in rows])
 
     def is_empty(self, directory: int) -> bool:
         return not self._db.query_one("SELECT 1 FROM name WHERE parent = ? LIMIT 1", (directory,))

@@ -79,7 +79,7 @@ class Directories:
         """The reading begins anew, and so do the numbers."""
         self._listings[handle].shown.clear()
 
-    def read(self, handle: int, offset: int, limit: int) -> list[tuple[bytes, Node]]:
+    def read(self, handle: int, offset: int, limit: int) -> Sequence[tuple[bytes, Node]]:
         """Up to `limit` entries from number `offset` on, without "." and ".."."""
         listing = self._listings[handle]
         offset = min(offset, len(listing.shown))
@@ -92,7 +92,7 @@ class Directories:
             listing.is_end = len(listing.rows) < _ROWS
             listing.rows_at = offset
             listing.number_rows()
-        return [(name, self._files.overlaid(node)) for name, node in listing.rows[:limit]]
+        return self._files.all_overlaid(listing.rows[:limit])
 
     def number(self, handle: int) -> int:
         """The number of the first entry of the last `read`."""

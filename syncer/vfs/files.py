@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from syncer.blocks.heads import HEAD_BYTES
@@ -145,6 +145,12 @@ class Files:
         """The node as a caller must see it: with what is only buffered so far."""
         file = self._files.get(node.id)
         return node if file is None else file.overlay(node)
+
+    def all_overlaid(self, entries: Sequence[tuple[bytes, Node]]) -> Sequence[tuple[bytes, Node]]:
+        """The same of a directory's entries."""
+        if not self._files:
+            return entries
+        return [(name, self.overlaid(node)) for name, node in entries]
 
     def now_ns(self) -> int:
         """The time that a file gets which is changed now."""
