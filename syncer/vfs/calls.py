@@ -130,24 +130,30 @@ class Vfs:
         if isinstance(target, int) and atime_ns is None and mtime_ns is not None:
             self.files.note_write_time(target, mtime_ns)
             return
-        if mtime_ns is not None:
-            self.files.forget_write_time(self._find(target).id)
-        self._set(
-            target,
-            lambda node: {
+
+        def times(node: Node) -> dict[str, int]:
+            return {
                 "atime_ns": node.atime_ns if atime_ns is None else atime_ns,
                 "mtime_ns": node.mtime_ns if mtime_ns is None else mtime_ns,
-            },
-        )
+            }
+
+        node = self._find(target)
+        if mtime_ns is not None:
+            self.files.forget_write_time(node.id)
+        # After each rename, the kernel tells times that are true already: no transaction for that.
+        if self._changed(node, times) != node:
+            self._set(target, times)
 
     def _set(self, target: Target, values: Callable[[Node], dict[str, int]]) -> None:
         """Change attributes, and with them ctime."""
         with self._tree.transaction():
             node = self._find(target)
-            changed = node.changed(ctime_ns=self._tree.now_ns(), **values(node))
-            # After each rename, the kernel tells times that are true already.
+            changed = self._changed(node, values)
             if changed != node:
                 self._tree.save(changed)
+
+    def _changed(self, node: Node, values: Callable[[Node], dict[str, int]]) -> Node:
+        return node.changed(ctime_ns=self._tree.now_ns(), **values(node))
 
     # Making and removing
 

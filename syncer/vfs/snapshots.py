@@ -46,6 +46,7 @@ from syncer.vfs.states import PREFIX, States
 
 NAME = b".snapshots"
 _PATH = b"/" + NAME
+_BELOW_PATH = _PATH + b"/"
 #: Numbers of nodes of the present have 63 bits.
 _PAST = 1 << 63
 _NUMBER = struct.Struct("<QQ")
@@ -116,7 +117,9 @@ class SnapshotVfs(Vfs):
     def _is_past(self, target: Target) -> bool:
         if isinstance(target, int):
             return self.files.past_node(target) is not None
-        is_below = target == _PATH or target.startswith(_PATH + b"/")
+        if not target.startswith(_PATH):
+            return False  # nearly all
+        is_below = target == _PATH or target.startswith(_BELOW_PATH)
         return is_below and not self._is_name_taken()
 
     def _is_name_taken(self) -> bool:
