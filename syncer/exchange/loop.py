@@ -109,7 +109,8 @@ class ExchangeLoop:
             is_busy = self._exchange.step(looks_ahead=looks_ahead, is_ahead=is_ahead)
             return 0.0 if is_busy else self._interval_seconds
         except TemporaryError as error:
-            if str(error) != previous:
+            # At the end the connections are closed under its hands.
+            if str(error) != previous and not self._stopping.is_set():
                 log.info("the exchange waits: %s", error)
             return self._interval_seconds
         except SyncerError as error:
