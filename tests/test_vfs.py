@@ -106,6 +106,24 @@ def test_attributes_that_are_as_they_were_a_moment_ago_cost_no_transaction(
     assert rig.vfs.getattr(b"/b") == node.changed(ctime_ns=now)
 
 
+def test_a_time_that_was_true_before_a_write_is_set_after_it(rig: VfsRig) -> None:
+    """All within one tick of the clock; of the write only a patch is saved so far."""
+    now = 1_700_000_000_000_000_000
+    rig.epochs.now_ns = lambda: now
+    rig.make(b"/a", b"x" * BLOCK_BYTES)
+    before_ns = rig.vfs.getattr(b"/a").mtime_ns
+    rig.round(seal=True)
+    now += 4_000_000
+    rig.vfs.rename(b"/a", b"/b")
+    handle = rig.vfs.open(b"/b", os.O_RDWR)
+    rig.vfs.write(handle, memoryview(b"new"), 7)
+    rig.vfs.files.flush(handle)
+    assert rig.db.query("SELECT 1 FROM patch")
+    rig.vfs.utimens(b"/b", None, before_ns)
+    rig.vfs.release(handle)
+    assert rig.vfs.getattr(b"/b").mtime_ns == before_ns
+
+
 def test_a_rename_tells_what_is_wrong_with_the_old_name_first(rig: VfsRig) -> None:
     rig.make(b"/file", b"")
     with pytest.raises(FileNotFoundError):

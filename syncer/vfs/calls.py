@@ -137,10 +137,11 @@ class Vfs:
                 "mtime_ns": node.mtime_ns if mtime_ns is None else mtime_ns,
             }
 
-        node = self._find(target)
         if mtime_ns is not None:
-            self.files.forget_write_time(node.id)
-        # After each rename, the kernel tells times that are true already: no transaction for that.
+            self.files.forget_write_time(self._find(target).id)
+        # Not before: that may have written times. After each rename, the kernel tells times that
+        # are true already: no transaction for those.
+        node = self._find(target)
         if self._changed(node, times) != node:
             self._set(target, times)
 
