@@ -23,7 +23,7 @@ assert not gaps.look()
 buffers.clear()
 assert not gaps.look()
 kept = memory.resident_bytes()
-buffers = [b"x" * (1_200_000) for _ in range(28)]
+buffers = [b"x" * 1_200_000 for _ in range(28)]
 assert gaps.look()
 print(full, kept, memory.resident_bytes())
 """

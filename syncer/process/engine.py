@@ -220,7 +220,7 @@ class Engine:
         self._db.sync()
         self.vfs.files.adopt()
         self._remote.prepare()
-        # `ls`, `find` and `rm` begin with statfs.
+        # `ls`, `find` and `rm` begin with statfs, which asks for it.
         self._capacity_due = time.monotonic() + STARTS_AFTER_SECONDS
         if last_boot:
             # A copy that is gone may have been a pinned one.
