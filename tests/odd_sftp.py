@@ -87,7 +87,7 @@ class OddStream:
         self._connection.settimeout(limit_seconds)
         self._connection.sendall(b"".join(buffers))
 
-    def receive_into(self, view: memoryview, limit_seconds: float) -> int:
+    def receive_into(self, view: memoryview, limit_seconds: float, *, whole: bool) -> int:
         self._connection.settimeout(limit_seconds)
         return self._connection.recv_into(view)
 

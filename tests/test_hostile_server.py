@@ -126,7 +126,7 @@ class HostileStream:
         text = self._random.choice([b"", string(b"said"), string(b"\xff\0\n"), self._noise()])
         return bytes([sftp.STATUS]) + struct.pack(">I", code) + text
 
-    def receive_into(self, view: memoryview, limit_seconds: float) -> int:
+    def receive_into(self, view: memoryview, limit_seconds: float, *, whole: bool) -> int:
         with self._changed:
             if not self._changed.wait_for(lambda: self._out or self._closed, limit_seconds):
                 raise TimeoutError

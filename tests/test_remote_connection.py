@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
+import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from syncer.errors import MissingError, OfflineError, TemporaryError
+from syncer.errors import MissingError, OfflineError, SyncerError, TemporaryError
 from syncer.remote import Location, Remote
 from syncer.remote import packets as sftp
-from syncer.remote.connection import DroppedError
+from syncer.remote.base import Data
+from syncer.remote.connection import Connection, DroppedError
 from syncer.remote.server import SftpRemote
 from syncer.remote.session import Session, open_connection
 from tests.odd_sftp import OddServer
@@ -118,3 +121,67 @@ def test_a_connection_that_ends_fails_all_who_wait_on_it(server: OddServer) -> N
         assert not thread.is_alive()
     with pytest.raises(OfflineError):
         Session(connection).flush()
+
+
+class _Torn:
+    """A stream whose answers arrive in pieces of any size, wherever one answer ends."""
+
+    name = "torn"
+
+    def __init__(self, answers: bytes, pieces: Iterator[int], requests: int) -> None:
+        self._greeting = struct.pack(">IBI", 5, sftp.VERSION, 3)
+        self._rest = memoryview(self._greeting + answers)
+        self._pieces = pieces
+        self._missing = requests
+        self._all_sent = threading.Event()
+        self._is_closed = threading.Event()
+
+    def open(self) -> None:
+        pass
+
+    def send(self, buffers: Sequence[Data], limit_seconds: float) -> None:
+        self._missing -= len(buffers)
+        if self._missing < 0:
+            self._all_sent.set()
+
+    def receive_into(self, view: memoryview, limit_seconds: float, *, whole: bool) -> int:
+        if len(self._rest) <= len(self._rest.obj) - len(self._greeting):
+            assert self._all_sent.wait(10)
+        if not self._rest:
+            self._is_closed.wait(10)
+            return 0
+        count = min(next(self._pieces), len(view), len(self._rest))
+        if len(self._rest) > len(self._rest.obj) - len(self._greeting):
+            count = min(count, len(self._rest) - len(self._rest.obj) + len(self._greeting))
+        view[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+    def is_alive(self) -> bool:
+        return True
+
+    def ending(self) -> SyncerError:
+        return DroppedError("it hung up")
+
+    def close(self) -> None:
+        self._is_closed.set()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_answers_may_come_in_any_pieces(seed: int) -> None:
+    dice = random.Random(seed)
+    sizes = [dice.choice([0, 1, 10, 4090, 4096, 5000, 300_000]) for _ in range(40)]
+    contents = [dice.randbytes(size) for size in sizes]
+    answers = b"".join(
+        struct.pack(">IBII", 9 + len(content), sftp.DATA, number, len(content)) + content
+        for number, content in enumerate(contents, start=1)
+    )
+    pieces = iter(lambda: dice.choice([1, 3, 5, 9, 13, 4096, 1 << 20]), None)
+    connection = Connection(_Torn(answers, pieces, len(contents)), 5.0)
+    try:
+        session = Session(connection)
+        requests = [session.read(b"handle", 0, size) for size in sizes]
+        session.wait_for(requests[-1])
+        assert [bytes(session.data(request)) for request in requests] == contents
+    finally:
+        connection.close()

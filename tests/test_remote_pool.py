@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from syncer.errors import OfflineError
 from syncer.remote import Location, pool
+from syncer.remote import packets as sftp
 from syncer.remote.base import STARTS_AFTER_SECONDS
-from syncer.remote.connection import Connection
+from syncer.remote.connection import Connection, DroppedError
 from syncer.remote.pool import (
     CALLERS,
     CROWD,
@@ -219,3 +222,79 @@ def test_at_a_far_server_a_crowd_gets_back_at_once_what_was_closed_for_want_of_u
             lines._lines[-1].ordinary = 1
     finally:
         lines.close()
+
+
+def test_a_place_that_becomes_free_wakes_one_of_those_who_wait(
+    server: OddServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = Pool("odd", lambda _: open_connection(server.connect(), 5.0), 1)
+    woken: list[bool] = []
+    wait = lines._wait
+
+    def count_wakes(urgent: bool, failures: int) -> None:
+        wait(urgent, failures)
+        woken.append(urgent)
+
+    monkeypatch.setattr(lines, "_wait", count_wakes)
+    waiting, served = 3 * CALLERS, threading.Semaphore(0)
+    may_end = threading.Event()
+
+    def call() -> None:
+        with lines.session(urgent=False):
+            served.release()
+            assert may_end.wait(10)
+
+    threads = [threading.Thread(target=call) for _ in range(CALLERS + waiting)]
+    try:
+        full = [lines.session(urgent=False) for _ in range(CALLERS)]
+        for session in full:
+            session.__enter__()
+        for thread in threads:
+            thread.start()
+        _wait_until(lambda: len(lines._freed[False]._waiters) == len(threads))
+        for session in full:
+            session.__exit__(None, None, None)
+            assert served.acquire(timeout=10)
+        assert len(woken) == CALLERS, "the others sleep on"
+        may_end.set()
+        for thread in threads:
+            thread.join(10)
+            assert not thread.is_alive(), "it was forgotten"
+    finally:
+        may_end.set()
+        lines.close()
+
+
+def test_nobody_is_forgotten_however_many_come_and_go(server: OddServer) -> None:
+    lines = Pool("odd", lambda _: open_connection(server.connect(), 5.0), 4)
+    failed: list[BaseException] = []
+
+    def call(number: int) -> None:
+        dice = random.Random(number)
+        try:
+            for _ in range(60):
+                with suppress(DroppedError), lines.session(urgent=dice.random() < 0.3) as session:
+                    if dice.random() < 0.02:
+                        session._connection.close()
+                    elif dice.random() < 0.5:
+                        session.wait_for(session.send(sftp.STAT, b"."))
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(5 * CALLERS)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in threads), "some wait for ever"
+        assert not failed
+    finally:
+        lines.close()
+
+
+def _wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)

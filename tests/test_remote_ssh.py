@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -158,3 +160,71 @@ def test_a_child_may_be_closed_by_two_at_once() -> None:
         for closing in [pool.submit(child.close) for _ in range(2)]:
             closing.result()
     assert not child.is_running()
+
+
+@pytest.fixture
+def child(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ssh.SshStream]]:
+    """Makes streams to what a shell runs in place of `ssh`."""
+    streams: list[ssh.SshStream] = []
+
+    def run(script: str) -> ssh.SshStream:
+        words = ["/bin/sh", "-c", script]
+        monkeypatch.setattr(ssh, "command", lambda *_: words)
+        monkeypatch.setattr(ssh, "with_quick_cipher", lambda *_: words)
+        streams.append(ssh.SshStream(parse("sftp://box"), None, 5.0))
+        return streams[-1]
+
+    yield run
+    for stream in streams:
+        stream.close()
+
+
+def test_a_large_answer_comes_as_a_whole(child: Callable[[str], ssh.SshStream]) -> None:
+    stream = child("for i in 1 2 3; do printf 0123456789; sleep 0.05; done")
+    room = memoryview(bytearray(30))
+    assert stream.receive_into(room, 30.0, whole=True) == 30
+    assert bytes(room) == b"0123456789" * 3
+    assert stream.receive_into(room, 30.0, whole=True) == 0, "that was all"
+
+
+def test_small_ones_come_as_they_are(child: Callable[[str], ssh.SshStream]) -> None:
+    stream = child("printf 01234; exec sleep 60")
+    assert stream.receive_into(memoryview(bytearray(30)), 30.0, whole=False) == 5
+
+
+def test_what_has_come_of_an_answer_is_told_in_time(child: Callable[[str], ssh.SshStream]) -> None:
+    """Else an answer that takes long would look like a line that is dead."""
+    stream = child("printf 01234; exec sleep 60")
+    room = memoryview(bytearray(30))
+    assert stream.receive_into(room, 0.5, whole=True) == 5
+    with pytest.raises(TimeoutError):
+        stream.receive_into(room, 0.1, whole=True)
+    with pytest.raises(TimeoutError):
+        stream.receive_into(room, 0.1, whole=False)
+
+
+def test_who_takes_nothing_is_not_sent_to_for_ever(child: Callable[[str], ssh.SshStream]) -> None:
+    stream = child("exec sleep 60")
+    with pytest.raises(TimeoutError):
+        stream.send([bytes(10 << 20)], 0.2)
+
+
+def test_all_buffers_arrive_in_their_order(child: Callable[[str], ssh.SshStream]) -> None:
+    stream = child("exec cat")
+    parts = [os.urandom(size) for size in (5, 0, 300_000, 1, 4_000_000)]
+    with ThreadPoolExecutor(1) as threads:
+        sending = threads.submit(stream.send, parts, 30.0)
+        room = memoryview(bytearray(sum(map(len, parts))))
+        assert stream.receive_into(room, 30.0, whole=True) == len(room)
+        sending.result()
+    assert room == b"".join(parts)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_closing_wakes_who_receives(child: Callable[[str], ssh.SshStream], whole: bool) -> None:
+    stream = child("exec sleep 60")
+    with ThreadPoolExecutor(1) as threads:
+        received = threads.submit(stream.receive_into, memoryview(bytearray(9)), 60.0, whole=whole)
+        time.sleep(0.1)
+        stream.close()
+        assert received.result(10) == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from syncer.blocks.fetch import block_key
-from syncer.codec import BLOCK_BYTES, HOLE
+from syncer.codec import BLOCK_BYTES, HOLE, Buffer
 from syncer.config import Config
 from syncer.errors import (
     AccessError,
@@ -205,12 +205,9 @@ def test_far_away_most_is_sent_when_the_last_blocks_are_under_way(
         work.write(content(number))
     work.transfer.start()
     assert work.transfer.send_most(10, work.blocks.newest_dirty)
-    # Four are under way at once.
-    assert (
-        0 < work.blocks.usage().dirty_blocks <= 4
-        if is_far
-        else not work.blocks.usage().dirty_blocks
-    )
+    under_way = work.transfer.uploads.under_way()
+    dirty = {block_id for block_id, _ in work.blocks.dirty_queue(100)}
+    assert bool(dirty) is is_far and dirty <= under_way
     assert work.transfer.wait_uploaded(10)
     assert not work.blocks.usage().dirty_blocks
 
@@ -632,6 +629,45 @@ def test_the_latest_wishes_count_when_there_are_too_many(
     work.transfer.start()
     wait_for(lambda: all(work.blocks.is_local(block_id) for block_id in ids[-256:]))
     assert not any(work.blocks.is_local(block_id) for block_id in ids[:-256])
+
+
+def test_local_blocks_are_read_ahead_by_one_worker(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers that wake up for what takes no time keep the interpreter from those who read."""
+    ids = [work.write(content(number)) for number in range(30)]
+    advised: list[tuple[int, bytes]] = []
+    read_ahead = work.cache.read_ahead
+
+    def note(block_id: bytes) -> bool:
+        advised.append((threading.get_ident(), block_id))
+        return read_ahead(block_id)
+
+    monkeypatch.setattr(work.cache, "read_ahead", note)
+    work.transfer.start()
+    wait_for(lambda: len(work.transfer._wishes._added._waiters) > 10)
+    work.transfer.read_ahead(ids)
+    wait_for(lambda: len(advised) == len(ids))
+    assert [block_id for _, block_id in advised] == ids
+    assert len({thread for thread, _ in advised}) == 1
+
+
+def test_blocks_from_the_server_are_fetched_by_many_workers(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [work.store_remotely(content(number)) for number in range(10)]
+    together = threading.Barrier(len(ids))
+    download = work.blocks.fetcher.download
+
+    def wait_for_the_others(block_id: bytes, *, urgent: bool) -> Buffer:
+        together.wait(10)
+        return download(block_id, urgent=urgent)
+
+    monkeypatch.setattr(work.blocks.fetcher, "download", wait_for_the_others)
+    work.transfer.start()
+    work.transfer.read_ahead(ids)
+    wait_for(lambda: all(work.blocks.is_local(block_id) for block_id in ids))
+    assert not together.broken
 
 
 def test_fetching_ahead_fails_in_silence(work: Work) -> None:

@@ -148,12 +148,15 @@ class Cache:
             file = self._open_files.get(block_id)
         if stamp is None:
             return None
-        with _translated(self._base):
+        # Not `_translated`, which costs a tenth of a read.
+        try:
             if file is None:
                 file = self._open(block_id, stamp)
             # One that was opened once stays what it is, unless somebody writes to it.
             if _stamp(os.fstat(file.descriptor)) == stamp:
                 return os.preadv(file.descriptor, [buffer], offset)
+        except OSError as error:
+            raise _translate(self._base, error) from error
         with self._lock:
             if self._open_files.get(block_id) is file:
                 del self._open_files[block_id]
@@ -171,14 +174,20 @@ class Cache:
                 self._open_files[block_id] = file
         return file
 
-    def read_ahead(self, block_id: bytes) -> None:
-        """A block's file will soon be read: have the kernel bring it from the disk, if it can."""
-        with contextlib.suppress(OSError):
-            descriptor = os.open(self._path(block_id), os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(descriptor)
+    def read_ahead(self, block_id: bytes) -> bool:
+        """A block's file will soon be read: have the kernel bring it from the disk, if it can.
+
+        False: there is no such file.
+        """
+        with self._lock:
+            file = self._open_files.get(block_id)
+        try:
+            if file is None:
+                file = _OpenFile(self._path(block_id))
+            os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+        except OSError as error:
+            return error.errno != errno.ENOENT
+        return True
 
     def read(self, block_id: bytes, max_bytes: int) -> bytes:
         """A block's file, but never more than `max_bytes` of it. Raises MissingError."""

@@ -126,7 +126,7 @@ class Blocks(Ledger):
         # Better compared than overwritten: what a durable row names may be this very file, and
         # a new one would not be power-safe.
         stamp = self.cache.stamp(block_id)
-        if self._read_file(block_id) != data:
+        if stamp is None or self._read_file(block_id) != data:
             return False
         self.cache.set_verified(block_id, stamp)
         return True
@@ -181,10 +181,13 @@ class Blocks(Ledger):
 
     def prefetch(self, block_id: bytes) -> None:
         """Fetch a block that will soon be read, behind urgent ones; raises as `read_into`."""
-        if not self.is_local(block_id):
+        if not self.read_ahead(block_id):
             self._fetch(block_id, urgent=False)
-        else:
-            self.cache.read_ahead(block_id)
+
+    def read_ahead(self, block_id: bytes) -> bool:
+        """A block will soon be read: have the kernel bring its local file from the disk, which
+        takes no time; False: there is none."""
+        return self.cache.read_ahead(block_id)
 
     def fetch_head(self, block_id: bytes, *, urgent: bool) -> None:
         """Have the first `HEAD_BYTES` of a block here, in memory if it is not local.
@@ -219,7 +222,7 @@ class Blocks(Ledger):
         """
         was_verified = self.cache.is_verified(block_id)
         stamp = self.cache.stamp(block_id)
-        content = self._read_file(block_id)
+        content = None if stamp is None else self._read_file(block_id)
         # Before and after: while a damaged file is read, another thread may put a good one in its
         # place, and verify that.
         if content is None or (was_verified and self.cache.is_verified(block_id)):

@@ -28,6 +28,10 @@ EXPECTED_OF_OPENSSH = {b"fsync@openssh.com", b"posix-rename@openssh.com", b"limi
 
 CLOSE_SECONDS = 5.0
 """How long the receiving thread may take to end; it finds out why the stream ended first."""
+PROGRESS_SECONDS = 1.0
+"""How soon it is noticed, while a large answer comes, that the server still sends."""
+ROOM_BYTES = 4096
+"""Received at once where less is wanted: small answers come together, each with its head."""
 DATA_HEAD_BYTES = 4
 """What comes before the bytes in an answer that brings some: their number."""
 GREETING = 0
@@ -52,8 +56,9 @@ class Stream(Protocol):
     def send(self, buffers: Sequence[Data], limit_seconds: float) -> None:
         """Send all; raise TimeoutError after `limit_seconds` without progress."""
 
-    def receive_into(self, view: memoryview, limit_seconds: float) -> int:
-        """Receive some bytes; 0 at the end. Raises TimeoutError."""
+    def receive_into(self, view: memoryview, limit_seconds: float, *, whole: bool) -> int:
+        """Receive some bytes, with `whole` as many as there is room for, or what `limit_seconds`
+        have brought; 0 at the end. Raises TimeoutError if they have brought nothing."""
 
     def is_alive(self) -> bool:
         """Whether nothing is known against it; does not ask the server."""
@@ -80,7 +85,8 @@ class Server:
 
 
 class Inbox:
-    """Where the answers for one caller arrive; guarded by its connection's lock."""
+    """Where the answers for one caller arrive; guarded by its connection's lock. What has arrived
+    is the caller's to take."""
 
     def __init__(self, lock: threading.Lock, lost_seconds: float) -> None:
         self.answers: dict[int, Answer] = {}
@@ -155,6 +161,9 @@ class Connection:
         """The requests without an answer yet."""
         self._all_answered = threading.Condition(self._lock)
         self._progress_at = 0.0
+        # Of the thread that receives: what it has received ahead of need, and where.
+        self._room = memoryview(bytearray(ROOM_BYTES))
+        self._ahead = self._room[:0]
         self._receiver = threading.Thread(target=self._receive_all, name="syncer-sftp", daemon=True)
         try:
             self.server = Server(self._greet(lost_seconds))
@@ -239,6 +248,11 @@ class Connection:
 
         Raises OfflineError: nothing came from the server for too long, or the connection ended.
         """
+        self.wait_for(inbox, request, limit_seconds)
+        return inbox.answers.pop(request)
+
+    def wait_for(self, inbox: Inbox, request: int, limit_seconds: float | None = None) -> None:
+        """Wait until the answer to one of this caller's requests is there; raises as `answer`."""
         self.flush()
         began = time.monotonic() - inbox.lost_seconds
         with self._lock:
@@ -253,7 +267,6 @@ class Connection:
                 else:
                     self._set_failure(self._stuck(patience_seconds))
             inbox.lost_seconds = 0.0
-            return inbox.answers.pop(request)
 
     def _receive_all(self) -> None:
         """The thread that receives, until the connection ends."""
@@ -282,18 +295,34 @@ class Connection:
                 self._all_answered.notify_all()
 
     def _receive_packet(self) -> Answer:
-        head = self._receive(5)
+        head = self._receive(5, self._timeout_seconds)
         length = int.from_bytes(head[:4], "big")
         if not 5 <= length <= packets.LARGEST_PACKET_BYTES:
             raise self.garbled()
-        return head[4], self._receive(length - 1)
+        return head[4], self._receive(length - 1, PROGRESS_SECONDS)
 
-    def _receive(self, length: int) -> memoryview:
+    def _receive(self, length: int, limit_seconds: float) -> memoryview:
+        """The next so many bytes. `limit_seconds`: how often to look how far they are."""
         whole = memoryview(bytearray(length))
         missing = whole
         while missing:
+            if not self._ahead and len(missing) >= len(self._room):
+                count = self._receive_into(missing, limit_seconds, whole=True)
+            else:
+                if not self._ahead:
+                    count = self._receive_into(self._room, limit_seconds, whole=False)
+                    self._ahead = self._room[:count]
+                part = self._ahead[: len(missing)]
+                count = len(part)
+                missing[:count] = part
+                self._ahead = self._ahead[count:]
+            missing = missing[count:]
+        return whole
+
+    def _receive_into(self, view: memoryview, limit_seconds: float, *, whole: bool) -> int:
+        while True:
             try:
-                count = self._stream.receive_into(missing, self._timeout_seconds)
+                count = self._stream.receive_into(view, limit_seconds, whole=whole)
             except TimeoutError:
                 continue  # who waits for an answer knows how long that may take
             except OSError as error:
@@ -301,8 +330,7 @@ class Connection:
             if not count:
                 raise self._stream.ending()
             self._progress_at = time.monotonic()
-            missing = missing[count:]
-        return whole
+            return count
 
     def _stuck(self, limit_seconds: float) -> OfflineError:
         return OfflineError(f"{self.name} made no progress for {limit_seconds:.0f} s")
@@ -354,8 +382,13 @@ class Connection:
                 lambda: not self._asked or self._failure is not None, limit_seconds
             )
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether somebody has noticed that it is of no more use."""
+        return self._failure is not None
+
     def is_alive(self) -> bool:
-        return self._failure is None and self._stream.is_alive()
+        return not self.has_failed and self._stream.is_alive()
 
     def close(self) -> None:
         """Close it, under the hands of those who wait for answers as well."""

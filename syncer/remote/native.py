@@ -87,7 +87,7 @@ class ParamikoStream:
                     raise BrokenPipeError("the channel was closed")
                 position += count
 
-    def receive_into(self, view: memoryview, limit_seconds: float) -> int:
+    def receive_into(self, view: memoryview, limit_seconds: float, *, whole: bool) -> int:
         self._channel.settimeout(limit_seconds)
         with _as_os_errors():
             data = self._channel.recv(len(view))

@@ -125,8 +125,12 @@ class Pool:
         self._connect = connect
         self._limit = limit
         self._ordinary_limit = max(1, limit - RESERVED)
-        self._changed = threading.Condition()
-        # The condition guards everything below.
+        lock = threading.Lock()
+        self._changed = threading.Condition(lock)
+        #: For who waits for a place: urgent callers (True), and ordinary ones. One that has become
+        #: free wakes one of each; if all were woken, all but one would only take up processors.
+        self._freed = {urgent: threading.Condition(lock) for urgent in (True, False)}
+        # The lock of these guards everything below.
         self._lines: list[_Line] = []  # those that were used last are at the end
         self._opening = 0
         self._crowd = Crowd()
@@ -187,10 +191,13 @@ class Pool:
                 self._opening += count
                 if line is not None or may_open:
                     break
-                self._wait(failures)
+                self._wait(urgent, failures)
             is_tried = line is not None and line.callers > 0
             if line is not None:
                 line.count(urgent, 1)
+            if line is None or line.callers < CALLERS:
+                # The next one may find a place as well.
+                self._freed[urgent].notify()
         # Who has found no place opens one of them itself.
         for _ in range(count if line is not None else count - 1):
             self._open_in_background()
@@ -251,8 +258,11 @@ class Pool:
         return next((line for line in reversed(self._lines) if not line.callers), None)
 
     def _find_shared(self, urgent: bool) -> _Line | None:
+        # Those who use one notice its end; to ask for it each time would be a system call.
         lines = [
-            line for line in self._lines if line.callers < CALLERS and line.connection.is_alive()
+            line
+            for line in self._lines
+            if line.callers < CALLERS and not line.connection.has_failed
         ]
         if urgent:
             if self._opening or self._may_open(urgent):
@@ -322,7 +332,7 @@ class Pool:
                 self._opening -= 1
                 if line and not self._closed:
                     self._lines.append(line)
-                self._changed.notify_all()
+                self._wake_all()
         if line and self._closed:
             line.connection.close()
         return line is not None
@@ -348,7 +358,8 @@ class Pool:
                     self._lines = [each for each in self._lines if each not in unwanted]
                 else:
                     unwanted = [line]
-            self._changed.notify_all()
+            for freed in self._freed.values():
+                freed.notify()
         for each in unwanted:
             each.connection.close()
 
@@ -364,11 +375,15 @@ class Pool:
         with self._changed:
             self._failures += 1
             self._last_failure = error
-            self._changed.notify_all()
+            self._wake_all()
 
-    def _wait(self, failures: int) -> None:
+    def _wake_all(self) -> None:
+        for condition in (self._changed, *self._freed.values()):
+            condition.notify_all()
+
+    def _wait(self, urgent: bool, failures: int) -> None:
         self._raise_if_closed()
-        self._changed.wait()
+        self._freed[urgent].wait()
         if self._failures != failures:
             # Their own copy: tracebacks of several threads must not mix.
             raise type(self._last_failure)(str(self._last_failure))
@@ -395,7 +410,7 @@ class Pool:
             self._closed = True
             lines, self._lines = self._lines, []
             idle = [line for line in lines if not line.callers]
-            self._changed.notify_all()
+            self._wake_all()
         for line in lines:
             if line not in idle:
                 line.connection.close()

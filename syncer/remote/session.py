@@ -108,6 +108,11 @@ class Session:
         """Put what is queued on its way."""
         self._connection.flush()
 
+    def wait_for(self, request: int) -> None:
+        """Wait until a request is answered. Where the server answers in order, one wait for the
+        last of several spares those for the others."""
+        self._connection.wait_for(self._inbox, request)
+
     def succeed(self, request: int) -> None:
         """Wait for a request that is answered by a mere status, and raise if it failed."""
         kind, body = self._connection.answer(self._inbox, request)

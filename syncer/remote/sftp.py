@@ -267,6 +267,7 @@ class SftpFile(NewFile):
             raise
         sync = send_sync(session, self._handle)
         size = session.send(sftp.FSTAT, self._handle)
+        session.wait_for(size)
         _succeed_all(session, writes)
         if not finish_sync(session, sync):
             session.server.can_sync = False
@@ -308,6 +309,7 @@ class SftpFile(NewFile):
         if b"posix-rename@openssh.com" in session.server.extensions and session.server.in_order:
             rename = session.send(sftp.EXTENDED, b"posix-rename@openssh.com", *names)
             syncs, looks = self._send_syncs(), self._send_looks(look_for)
+            session.wait_for([rename, *syncs, *(look for _, look in looks)][-1])
             session.succeed(rename)
             self._temporary = None
             return self._finish(syncs, looks)

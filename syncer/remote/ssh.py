@@ -10,6 +10,7 @@ import functools
 import os
 import re
 import socket
+import struct
 import subprocess
 import tempfile
 import threading
@@ -183,8 +184,7 @@ class SshStream:
         self._host = location.host
         words = command(location, limit_seconds, ssh_config)
         self._child = ChildSocket(with_quick_cipher(words, location, ssh_config))
-        # Another thread receives than sends, and a time limit belongs to a socket object.
-        self._receiver = self._child.socket.dup()
+        self._limits_seconds = dict.fromkeys((socket.SO_SNDTIMEO, socket.SO_RCVTIMEO), 0.0)
 
     def open(self) -> None:
         # The child connects by itself. Its first bytes, or its end, tell how that went.
@@ -192,20 +192,37 @@ class SshStream:
 
     def send(self, buffers: Sequence[Data], limit_seconds: float) -> None:
         connection = self._child.socket
-        connection.settimeout(limit_seconds)
+        self._limit(socket.SO_SNDTIMEO, limit_seconds)
         waiting = [memoryview(buffer) for buffer in buffers]
         first = 0
         while first < len(waiting):
-            sent = connection.sendmsg(waiting[first : first + BUFFERS_AT_ONCE])
+            try:
+                sent = connection.sendmsg(waiting[first : first + BUFFERS_AT_ONCE])
+            except BlockingIOError:
+                raise TimeoutError from None
             while first < len(waiting) and sent >= len(waiting[first]):
                 sent -= len(waiting[first])
                 first += 1
             if sent:
                 waiting[first] = waiting[first][sent:]
 
-    def receive_into(self, view: memoryview, limit_seconds: float) -> int:
-        self._receiver.settimeout(limit_seconds)
-        return self._receiver.recv_into(view)
+    def receive_into(self, view: memoryview, limit_seconds: float, *, whole: bool) -> int:
+        self._limit(socket.SO_RCVTIMEO, limit_seconds)
+        try:
+            # What `ssh` writes at once is a small part of a large answer, and to return with each
+            # part would cost what it takes to get the interpreter back.
+            return self._child.socket.recv_into(view, 0, socket.MSG_WAITALL if whole else 0)
+        except BlockingIOError:
+            raise TimeoutError from None
+
+    def _limit(self, option: int, seconds: float) -> None:
+        """Have the kernel end a call that long after its beginning.
+
+        A limit of Python's own would make two more system calls of each.
+        """
+        if self._limits_seconds[option] != seconds:
+            self._child.socket.setsockopt(socket.SOL_SOCKET, option, _timeval(seconds))
+            self._limits_seconds[option] = seconds
 
     def is_alive(self) -> bool:
         return self._child.is_running()
@@ -215,7 +232,12 @@ class SshStream:
 
     def close(self) -> None:
         self._child.close()
-        self._receiver.close()
+
+
+def _timeval(seconds: float) -> bytes:
+    """C's `struct timeval`."""
+    whole, rest = divmod(round(seconds * 1e6), 10**6)
+    return struct.pack("@ll", whole, rest)
 
 
 def explain(messages: str, host: str) -> SyncerError:

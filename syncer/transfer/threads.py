@@ -219,6 +219,10 @@ class Transfer:
         if wish is None:
             return
         block_id, head_only = wish
+        if not head_only and self._blocks.read_ahead(block_id):
+            return
+        # This one will wait for the server; what else there is, another one begins.
+        self._wishes.call_another()
         try:
             if head_only:
                 self._blocks.fetch_head(block_id, urgent=False)
@@ -230,7 +234,11 @@ class Transfer:
 
 
 class _Wishes:
-    """A bounded queue of blocks to fetch, each in it once. May be used from several threads."""
+    """A bounded queue of blocks to fetch, each in it once. May be used from several threads.
+
+    New ones wake one worker, and that one the next, if it has to wait: most blocks may be local,
+    and workers that wake up for nothing keep the interpreter from those who read.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -247,7 +255,13 @@ class _Wishes:
                     self._queue[key] = heads_only and self._queue.get(key, True)
             while len(self._queue) > self._limit:
                 del self._queue[next(iter(self._queue))]
-            self._added.notify(len(self._queue))
+            self._added.notify()
+
+    def call_another(self) -> None:
+        """The caller can't look after the queue for a while."""
+        with self._added:
+            if self._queue:
+                self._added.notify()
 
     def take(self) -> tuple[bytes, bool] | None:
         """The oldest, and whether its beginning will do; or None if there is none for a while."""

@@ -173,9 +173,14 @@ class Uploads:
             return frozenset(self._busy)
 
     def changes(self) -> int:
-        """How often blocks have become clean, for `wait_changed`."""
+        """How often blocks have become clean, or the last of them has begun to be uploaded; for
+        `wait_changed`."""
         with self._changed:
             return self._changes
+
+    def _note_change(self) -> None:
+        self._changes += 1
+        self._changed.notify_all()
 
     def wait_changed(self, changes: int, timeout_seconds: float) -> None:
         """Wait until that has happened more often than `changes`, or for the time given."""
@@ -213,6 +218,8 @@ class Uploads:
                 self._work.notify()
                 self._busy.add(block_id)
                 self._in_flight += 1
+                if not self._queue:
+                    self._note_change()
                 return block_id
             if self._queue or self._is_watched or self._stopping.is_set():
                 self._rest()
@@ -320,8 +327,7 @@ class Uploads:
                     # If that failed they are still dirty, and will be found again.
                     with self._changed:
                         self._busy.difference_update(batch)
-                        self._changes += 1
-                        self._changed.notify_all()
+                        self._note_change()
             finally:
                 self._marking.release()
 
