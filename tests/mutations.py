@@ -331,6 +331,17 @@ MUTATIONS = (
         "test_transfer.py::test_stopping_ends_every_wait",
     ),
     Mutation(
+        7, "a place on a connection that becomes free wakes nobody", "remote/pool.py",
+        "            for freed in self._freed.values():\n                freed.notify()\n", "",
+        "test_remote_pool.py::test_nobody_is_forgotten_however_many_come_and_go",
+    ),
+    Mutation(
+        7, "an answer that comes slowly is taken for none", "remote/connection.py",
+        "self._receive(length - 1, PROGRESS_SECONDS)", "self._receive(length - 1, 3600.0)",
+        "test_remote_connection.py::"
+        "test_an_answer_that_takes_longer_than_the_limit_but_comes_is_waited_for",
+    ),
+    Mutation(
         7, "a server without an answer is waited for", "remote/connection.py",
         "patience_seconds = limit_seconds or self._timeout_seconds", "patience_seconds = 1e6",
         "test_remote_sftp.py::test_a_frozen_server_is_noticed_within_the_limit",

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from syncer.errors import MissingError, OfflineError, SyncerError, TemporaryError
-from syncer.remote import Location, Remote
+from syncer.remote import Location, Remote, connection
 from syncer.remote import packets as sftp
 from syncer.remote.base import Data
 from syncer.remote.connection import Connection, DroppedError
@@ -177,11 +177,38 @@ def test_answers_may_come_in_any_pieces(seed: int) -> None:
         for number, content in enumerate(contents, start=1)
     )
     pieces = iter(lambda: dice.choice([1, 3, 5, 9, 13, 4096, 1 << 20]), None)
-    connection = Connection(_Torn(answers, pieces, len(contents)), 5.0)
+    torn = Connection(_Torn(answers, pieces, len(contents)), 5.0)
     try:
-        session = Session(connection)
+        session = Session(torn)
         requests = [session.read(b"handle", 0, size) for size in sizes]
         session.wait_for(requests[-1])
         assert [bytes(session.data(request)) for request in requests] == contents
     finally:
-        connection.close()
+        torn.close()
+
+
+class _Slow(_Torn):
+    """Its answers come slowly, and without a pause."""
+
+    BYTES_PER_SECOND = 15_000
+
+    def receive_into(self, view: memoryview, limit_seconds: float, *, whole: bool) -> int:
+        if whole:
+            seconds = min(limit_seconds, len(view) / self.BYTES_PER_SECOND)
+            time.sleep(seconds)
+            view = view[: max(1, int(seconds * self.BYTES_PER_SECOND))]
+        return super().receive_into(view, limit_seconds, whole=whole)
+
+
+def test_an_answer_that_takes_longer_than_the_limit_but_comes_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "PROGRESS_SECONDS", 0.1)
+    size = 4 * _Slow.BYTES_PER_SECOND
+    answer = struct.pack(">IBII", 9 + size, sftp.DATA, 1, size) + bytes(size)
+    slow = Connection(_Slow(answer, itertools.repeat(1 << 20), 1), 2.0)
+    try:
+        session = Session(slow)
+        assert session.data(session.read(b"handle", 0, size)) == bytes(size)
+    finally:
+        slow.close()

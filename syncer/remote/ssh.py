@@ -33,6 +33,8 @@ QUICK_CIPHER = "aes128-gcm@openssh.com"
 """Costs half of OpenSSH's first choice, ChaCha20-Poly1305, where the processor knows AES."""
 ASKED_SECONDS = 5.0
 """How long `ssh` may take to tell its settings; a person's config may run programs."""
+WIDE_SO_RCVTIMEO = 66
+"""Linux's SO_RCVTIMEO_NEW (asm-generic/socket.h): of 32-bit machines whose times have 64 bits."""
 STDERR_BYTES = 8192
 """How much of a child's messages is read to find out why it ended."""
 
@@ -235,9 +237,10 @@ class SshStream:
 
 
 def _timeval(seconds: float) -> bytes:
-    """C's `struct timeval`."""
+    """C's `struct timeval`, as `SO_RCVTIMEO` of this machine wants it."""
     whole, rest = divmod(round(seconds * 1e6), 10**6)
-    return struct.pack("@ll", whole, rest)
+    is_wide = socket.SO_RCVTIMEO == WIDE_SO_RCVTIMEO
+    return struct.pack("@qq" if is_wide else "@ll", whole, rest)
 
 
 def explain(messages: str, host: str) -> SyncerError:
