@@ -333,7 +333,7 @@ MUTATIONS = (
     Mutation(
         7, "a place on a connection that becomes free wakes nobody", "remote/pool.py",
         "            for freed in self._freed.values():\n                freed.notify()\n", "",
-        "test_remote_pool.py::test_nobody_is_forgotten_however_many_come_and_go",
+        "test_remote_pool.py::test_a_place_that_becomes_free_wakes_one_of_those_who_wait",
     ),
     Mutation(
         7, "an answer that comes slowly is taken for none", "remote/connection.py",
