@@ -179,15 +179,15 @@ class Blocks(Ledger):
         self._touch(block_id)
         return descriptor
 
-    def prefetch(self, block_id: bytes) -> None:
-        """Fetch a block that will soon be read, behind urgent ones; raises as `read_into`."""
-        if not self.read_ahead(block_id):
-            self._fetch(block_id, urgent=False)
+    def prefetch(self, block_id: bytes, before_wait: Callable[[], None] = lambda: None) -> None:
+        """Fetch a block that will soon be read, behind urgent ones; raises as `read_into`.
 
-    def read_ahead(self, block_id: bytes) -> bool:
-        """A block will soon be read: have the kernel bring its local file from the disk, which
-        takes no time; False: there is none."""
-        return self.cache.read_ahead(block_id)
+        `before_wait` is called if it is not local. Of one that is, the kernel brings the file from
+        the disk, and nobody waits for that.
+        """
+        if not self.cache.read_ahead(block_id):
+            before_wait()
+            self._fetch(block_id, urgent=False)
 
     def fetch_head(self, block_id: bytes, *, urgent: bool) -> None:
         """Have the first `HEAD_BYTES` of a block here, in memory if it is not local.

@@ -219,15 +219,14 @@ class Transfer:
         if wish is None:
             return
         block_id, head_only = wish
-        if not head_only and self._blocks.read_ahead(block_id):
-            return
-        # This one will wait for the server; what else there is, another one begins.
-        self._wishes.call_another()
+        # Before this one waits for the server, another one begins with what else there is.
+        call_another = self._wishes.call_another
         try:
             if head_only:
+                call_another()
                 self._blocks.fetch_head(block_id, urgent=False)
             else:
-                self._blocks.prefetch(block_id)
+                self._blocks.prefetch(block_id, call_another)
         except SyncerError as error:
             # Whoever reads the block learns of it.
             log.debug("block %s is not fetched ahead: %s", block_id.hex(), error)
