@@ -148,7 +148,7 @@ class Cache:
             file = self._open_files.get(block_id)
         if stamp is None:
             return None
-        # Not `_translated`, which costs a tenth of a read.
+        # Not `_translated`: to enter and leave it takes 0.9 us, and each read comes by here.
         try:
             if file is None:
                 file = self._open(block_id, stamp)
