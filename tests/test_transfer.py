@@ -194,6 +194,16 @@ def test_who_waits_for_what_was_dirty_does_not_wait_for_what_comes_later(work: W
     assert not work.transfer.send_most(0.3, work.blocks.newest_dirty)
 
 
+def test_who_waits_is_told_when_the_last_block_is_under_way(work: Work) -> None:
+    work.write(content(1))
+    work.remote.delay_seconds = 2.0
+    before = work.transfer.uploads.changes()
+    work.transfer.start()
+    work.transfer.uploads.wait_changed(before, 10)
+    assert work.transfer.uploads.changes() > before
+    assert work.blocks.usage().dirty_blocks, "not when it is clean only"
+
+
 @pytest.mark.parametrize("is_far", [True, False])
 def test_far_away_most_is_sent_when_the_last_blocks_are_under_way(
     work: Work, monkeypatch: pytest.MonkeyPatch, is_far: bool
@@ -660,7 +670,8 @@ def test_blocks_from_the_server_are_fetched_by_many_workers(
     download = work.blocks.fetcher.download
 
     def wait_for_the_others(block_id: bytes, *, urgent: bool) -> Buffer:
-        together.wait(10)
+        # Sooner than those without work look up by themselves.
+        together.wait(5)
         return download(block_id, urgent=urgent)
 
     monkeypatch.setattr(work.blocks.fetcher, "download", wait_for_the_others)
