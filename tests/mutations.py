@@ -299,6 +299,16 @@ MUTATIONS = (
         "test_known.py::test_what_changes_while_it_is_read_is_not_learned",
     ),
     Mutation(
+        5, "of a folder that lost a name is believed that all are known", _KNOWN,
+        "            self._whole.discard(name[0])\n", "",
+        "test_known.py::test_more_names_than_are_remembered_are_found",
+    ),
+    Mutation(
+        5, "of a folder whose names were forgotten is believed that all are known", _KNOWN,
+        "            self._whole.clear()\n            for known", "            for known",
+        "test_known.py::test_what_stayed_in_a_new_folder_after_all_is_found",
+    ),
+    Mutation(
         5, "a name is missing while another file takes it", "vfs/paths.py",
         "            if number == before:", "            if before:",
         "test_known.py::test_a_name_is_never_missing_while_it_is_replaced_again_and_again",
@@ -350,6 +360,11 @@ MUTATIONS = (
         7, "a look waits for every transaction", _KNOWN,
         "        if number in self._touched_nodes:", "        if self._touched_nodes:",
         "test_known.py::test_what_a_transaction_leaves_alone_is_seen_at_once",
+    ),
+    Mutation(
+        7, "each new name is looked for in the table", _KNOWN,
+        "self._whole.add(node.id)", "pass",
+        "test_known.py::test_of_a_new_folder_is_known_what_it_lacks",
     ),
     Mutation(
         7, "a look for what is not known waits for every transaction", "metadata/tree.py",

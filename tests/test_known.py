@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from syncer.metadata import known
 from syncer.metadata.node import ROOT, Node
 from tests.vfs_rig import ME, VfsRig
 
@@ -227,6 +228,58 @@ def test_what_changes_while_it_is_read_is_not_learned(
     monkeypatch.setattr(rig.db.committed, "query_one", change_after_reading)
     assert rig.tree._known.learn((ROOT, b"file")) is None
     assert rig.vfs.getattr(b"/file").mode == stat.S_IFREG | 0o600
+
+
+def test_of_a_new_folder_is_known_what_it_lacks(
+    rig: VfsRig, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Programs look each name up before they make it: nobody looks into the table for these."""
+    rig.vfs.mkdir(b"/new", 0o755, ME)
+    rig.make(b"/new/file")
+    folder = number_of(rig, b"new")
+    number = number_of(rig, b"file", folder)
+    queries: list[Sequence[Any]] = []
+    monkeypatch.setattr(rig.db, "query_one", lambda sql, values=(): queries.append(values))
+    with rig.tree.transaction():
+        rig.tree.touch_directory(folder, rig.tree.now_ns())
+        assert stage.sees(lambda: rig.tree.lookup(folder, b"missing")) is None
+        assert stage.sees(lambda: rig.tree.lookup(folder, b"file")) == number
+        assert rig.tree.lookup(folder, b"other") is None
+    assert not queries
+
+
+def test_more_names_than_are_remembered_are_found(
+    rig: VfsRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known, "_MAX_CACHED", 8)
+    for folder in (b"/one", b"/other"):
+        rig.vfs.mkdir(folder, 0o755, ME)
+    paths = [b"/%s/%d" % (folder, each) for each in range(9) for folder in (b"one", b"other")]
+    for path in paths:
+        rig.make(path)
+    assert all(rig.vfs.getattr(path).is_file for path in paths)
+    assert len(rig.tree._known._names) == len(rig.tree._known._nodes) == 8
+
+
+def test_what_stayed_in_a_new_folder_after_all_is_found(rig: VfsRig) -> None:
+    rig.vfs.mkdir(b"/new", 0o755, ME)
+    rig.make(b"/new/file")
+    folder = number_of(rig, b"new")
+    number = number_of(rig, b"file", folder)
+    with rig.undone_transaction():
+        rig.tree.unlink(folder, b"file", keep=False)
+    assert rig.tree.lookup(folder, b"file") == number
+
+
+def test_of_so_many_new_folders_is_remembered_that_all_is_known(
+    rig: VfsRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known, "_MAX_CACHED", 8)
+    for each in range(20):
+        rig.vfs.mkdir(b"/%d" % each, 0o755, ME)
+        rig.make(b"/%d/file" % each)
+    assert len(rig.tree._known._whole) <= 8
+    assert all(rig.vfs.getattr(b"/%d/file" % each).is_file for each in range(20))
 
 
 def test_who_walks_through_a_folder_that_is_being_moved_does_not_remember_the_old_way(

@@ -46,6 +46,9 @@ class Known:
         # A value of None is on its way out, and as good as not known.
         self._nodes: dict[int, Node | None] = {}
         self._names: dict[Name, int | None] = {}
+        #: Directories that were empty when they became known, and of whose names all are known
+        #: since: what is not among these is not there.
+        self._whole: set[int] = set()
         #: What the transaction in progress has changed or read; None: dropped.
         self._touched_nodes: dict[int, Node | None] = {}
         self._touched_names: dict[Name, int | None] = {}
@@ -70,7 +73,8 @@ class Known:
         """What a name leads to, or NO_NODE; None: as with `node`."""
         if name in self._touched_names:
             return self._touched_names[name] if self._db.owner == get_ident() else None
-        return self._names.get(name)
+        found = self._names.get(name)
+        return NO_NODE if found is None and name[0] in self._whole else found
 
     def learn(self, name: Name) -> int | None:
         """What the table has for a name: its node's number, or NO_NODE. The node is known then.
@@ -89,14 +93,14 @@ class Known:
             if self._is_blind or self._commits != commits or self._is_touched(name):
                 return None
             if row is None:
-                _remember(self._names, name, NO_NODE)
+                self._remember_name(name, NO_NODE)
                 return NO_NODE
             number: int = row[0]
             # A name without a node is damage, for others to find.
             if row[1] is None or number in self._recent_nodes or number in self._touched_nodes:
                 return None
-            _remember(self._nodes, number, Node._make(row[1:]))
-            _remember(self._names, name, number)
+            self._remember_node(Node._make(row[1:]))
+            self._remember_name(name, number)
             return number
 
     def _is_touched(self, name: Name) -> bool:
@@ -107,15 +111,24 @@ class Known:
         """This is the node's row."""
         if self._db.owner is None:
             with self._lock:
-                _remember(self._nodes, node.id, node)
+                self._remember_node(node)
         else:
             self._touched_nodes[node.id] = node
+
+    def put_new(self, node: Node) -> None:
+        """A transaction makes the node; nobody else knows its number yet."""
+        self._touched_nodes[node.id] = node
+        if node.is_dir:
+            with self._lock:
+                if len(self._whole) >= _MAX_CACHED:
+                    self._whole.clear()
+                self._whole.add(node.id)
 
     def put_name(self, name: Name, number: int) -> None:
         """The name leads there, or (NO_NODE) nowhere."""
         if self._db.owner is None:
             with self._lock:
-                _remember(self._names, name, number)
+                self._remember_name(name, number)
         else:
             self._touched_names[name] = number
 
@@ -134,6 +147,7 @@ class Known:
             if is_kept:
                 _take_over(self._nodes, nodes)
                 _take_over(self._names, names)
+                self._make_room()
                 self._recent_nodes.update(nodes)
                 self._recent_names.update(names)
             # Not before: until then, who looks for it waits for the lock.
@@ -151,8 +165,30 @@ class Known:
         """Others changed the tables, or a transaction did not happen: nothing is known."""
         with self._lock:
             self._is_blind = True
+            # First, as in `_make_room`.
+            self._whole.clear()
             for known in (self._nodes, self._names, self._touched_nodes, self._touched_names):
                 known.clear()
+
+    # With `_lock`
+
+    def _remember_node(self, node: Node) -> None:
+        self._nodes[node.id] = node
+        self._make_room()
+
+    def _remember_name(self, name: Name, number: int) -> None:
+        self._names[name] = number
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Let go of what has been known for longest."""
+        while len(self._nodes) > _MAX_CACHED:
+            del self._nodes[next(iter(self._nodes))]
+        while len(self._names) > _MAX_CACHED:
+            name = next(iter(self._names))
+            # First: who finds no such name looks whether all of the directory's are known.
+            self._whole.discard(name[0])
+            del self._names[name]
 
 
 def _take_over(known: dict[_Key, _Value | None], touched: dict[_Key, _Value | None]) -> None:
@@ -161,11 +197,3 @@ def _take_over(known: dict[_Key, _Value | None], touched: dict[_Key, _Value | No
         for key, value in touched.items():
             if value is None:
                 del known[key]
-    while len(known) > _MAX_CACHED:
-        del known[next(iter(known))]
-
-
-def _remember(known: dict[_Key, _Value], key: _Key, value: _Value) -> None:
-    if len(known) >= _MAX_CACHED:
-        del known[next(iter(known))]
-    known[key] = value

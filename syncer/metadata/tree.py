@@ -228,7 +228,7 @@ class Tree:
         )
         self._db.execute("UPDATE usage SET nodes = nodes + 1")
         self._epochs.touch(node.id)
-        self._known.put(node)
+        self._known.put_new(node)
 
     def save(self, node: Node) -> None:
         """Make `node`, a changed copy, the present state of its row."""
