@@ -346,6 +346,17 @@ MUTATIONS = (
         "test_remote_pool.py::test_a_place_that_becomes_free_wakes_one_of_those_who_wait",
     ),
     Mutation(
+        7, "the end of a login's first connection is the end of all", "remote/sharing.py",
+        "ended = [child] if child is not self._carrier or not self._children else []",
+        "ended = [child]",
+        "test_remote_sharing.py::test_the_first_of_them_may_end_first",
+    ),
+    Mutation(
+        7, "a login whose line may be dead takes further connections", "remote/sharing.py",
+        "            self._is_ending = True\n", "",
+        "test_remote_sharing.py::test_a_login_whose_connections_end_takes_no_more",
+    ),
+    Mutation(
         7, "an answer that comes slowly is taken for none", "remote/connection.py",
         "self._receive(length - 1, PROGRESS_SECONDS)", "self._receive(length - 1, 3600.0)",
         "test_remote_connection.py::"

@@ -147,8 +147,15 @@ class Sshd:
 
     def freeze(self) -> None:
         """Make it hang, with its connections: the kernel still accepts, nobody answers."""
-        self._frozen = self._processes()
-        for pid in self._frozen:
+        self._freeze(self._processes())
+
+    def freeze_connections(self) -> None:
+        """Make those that there are hang; it serves new ones."""
+        self._freeze(self._processes()[1:])
+
+    def _freeze(self, pids: list[int]) -> None:
+        self._frozen = pids
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
 

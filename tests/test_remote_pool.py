@@ -6,6 +6,8 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -141,9 +143,11 @@ def test_what_connections_can_carry_follows_from_the_round_trip(
         lines.close()
 
 
-@pytest.mark.parametrize("is_near", [True, False])
+@pytest.mark.parametrize(
+    ("is_near", "shares_login"), [(True, False), (True, True), (False, False), (False, True)]
+)
 def test_a_mount_at_a_near_server_opens_few_connections_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_near: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_near: bool, shares_login: bool
 ) -> None:
     server = OddServer(tmp_path)
     limit = 2 * READY
@@ -158,7 +162,7 @@ def test_a_mount_at_a_near_server_opens_few_connections_at_once(
         connection.round_trip_seconds = NEAR_SECONDS * (0.5 if is_near else 2)
         return connection
 
-    pool = Pool("odd", connect, limit)
+    pool = Pool("odd", connect, limit, shares_login=shares_login)
     assert not pool.is_near and not pool.is_far, "nothing is known yet"
     waits: list[tuple[int, float | None]] = []
 
@@ -174,11 +178,48 @@ def test_a_mount_at_a_near_server_opens_few_connections_at_once(
         assert pool._changed.wait_for(lambda: len(pool._lines) == wanted, 10)
     assert server.connections == wanted
     assert (pool.is_near, pool.is_far) == (is_near, not is_near)
-    before = range(READY_AT_ONCE, READY) if is_near else ()
+    before = range(READY_AT_ONCE, READY) if is_near and not shares_login else ()
     later = [(count, LATER_SECONDS) for count in before]
     assert waits == [(0, STARTS_AFTER_SECONDS), *later], "who looks around first comes first"
     pool.close()
     server.close()
+
+
+def test_others_wait_for_the_first_connection(server: OddServer) -> None:
+    """It tells how many more are worth it, and carries them where a login is shared."""
+    is_opening, may_open = threading.Event(), threading.Event()
+
+    def connect(lost_seconds: float) -> Connection:
+        is_opening.set()
+        assert may_open.wait(10)
+        connection = open_connection(server.connect(), 5.0)
+        connection.round_trip_seconds = NEAR_SECONDS / 2
+        return connection
+
+    lines = Pool("odd", connect, READY, shares_login=True)
+    try:
+        with ThreadPoolExecutor(2) as callers:
+            first = callers.submit(_use, lines)
+            assert is_opening.wait(10)
+            lines.prepare()
+            second = callers.submit(_use, lines)
+            with pytest.raises(futures.TimeoutError):
+                second.result(2 * STARTS_AFTER_SECONDS)
+            with lines._changed:
+                assert lines._opening == 1
+            may_open.set()
+            first.result(10)
+            second.result(10)
+        with lines._changed:
+            assert lines._changed.wait_for(lambda: len(lines._lines) == READY, 10)
+    finally:
+        may_open.set()
+        lines.close()
+
+
+def _use(lines: Pool) -> None:
+    with lines.session(urgent=False):
+        pass
 
 
 def test_who_needs_the_server_just_after_the_start_does_not_wait(

@@ -12,6 +12,7 @@ import pytest
 
 from syncer.errors import HostKeyError, LoginError, OfflineError
 from syncer.remote import open_remote, parse, ssh
+from syncer.remote.child import ChildSocket
 from syncer.remote.connection import DroppedError
 from syncer.remote.ssh import QUICK_CIPHER, command, explain, with_quick_cipher
 from tests.sshd import HOST, Sshd
@@ -153,7 +154,7 @@ class _SlowToClose:
 
 
 def test_a_child_may_be_closed_by_two_at_once() -> None:
-    child: Any = ssh.ChildSocket(["cat"])
+    child: Any = ChildSocket(["cat"])
     child._stderr.close()
     child._stderr = _SlowToClose()
     with ThreadPoolExecutor(2) as pool:
@@ -171,7 +172,7 @@ def child(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ssh.SshSt
         words = ["/bin/sh", "-c", script]
         monkeypatch.setattr(ssh, "command", lambda *_: words)
         monkeypatch.setattr(ssh, "with_quick_cipher", lambda *_: words)
-        streams.append(ssh.SshStream(parse("sftp://box"), None, 5.0))
+        streams.append(ssh.SshStream(parse("sftp://box"), None, None, 5.0))
         return streams[-1]
 
     yield run

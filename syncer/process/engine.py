@@ -98,7 +98,7 @@ class Engine:
             self._db.close()
             raise CorruptError(f"{error}; {mending(self.folder)}") from error
         seed: int = self._db.get_meta("seed")
-        self._remote = remote_of(config)
+        self._remote = remote_of(config, self.folder.path)
         self._cache = Cache(
             self.folder.blocks,
             config.limit_bytes,

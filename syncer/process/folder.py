@@ -7,6 +7,7 @@
     segments/       see `journal`
     lock            held by the process that uses the directory
     control.sock    that process's socket, see `control`
+    ssh-*.sock      sockets of `ssh` while it has connections, see `sharing`
     log             what a mount in the background has to say
     view.log        the same of mounts of the past (mount --at)
     view-*.sock     their sockets

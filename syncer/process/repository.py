@@ -31,13 +31,17 @@ _LOCK = DataFolder(Path()).lock_file.name
 _TEMPORARY = f".{DataFolder(Path()).unfinished.name}."
 
 
-def remote_of(config: Config) -> Remote:
-    """The remote that a configuration names, not yet touched. Raises UsageError."""
+def remote_of(config: Config, folder: Path | None = None) -> Remote:
+    """The remote that a configuration names, not yet touched. Raises UsageError.
+
+    For `folder` see `open_remote`.
+    """
     return open_remote(
         config.remote,
         transport=config.transport,
         connections=config.connections,
         timeout_seconds=config.timeout_seconds,
+        folder=folder,
     )
 
 

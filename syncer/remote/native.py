@@ -26,9 +26,10 @@ from paramiko import auth_strategy, ber, ssh_exception
 
 from ..errors import HostKeyError, LoginError, OfflineError, SyncerError
 from .base import Data
+from .child import ChildSocket
 from .connection import DroppedError
 from .location import Location, parse
-from .ssh import ChildSocket, changed_key, refused_login, unknown_key
+from .ssh import changed_key, refused_login, unknown_key
 
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 """Preferred to paramiko's order: they need no separate checksum, at a third less processor time."""

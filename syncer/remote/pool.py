@@ -35,8 +35,9 @@ READY = 4
 """Connections that `prepare` opens to a near server: one for urgent callers, the others for all."""
 READY_AT_ONCE = 2
 """So many of these at once, since the first reads after a start want the processors; the others
-after `LATER_SECONDS` each. Over a line whose round trip is longer than `NEAR_SECONDS` all at once:
-there, opening is waiting, and one connection does not fill it (OpenSSH has 2 MiB under way)."""
+after `LATER_SECONDS` each, unless they share a login. Over a line whose round trip is longer than
+`NEAR_SECONDS` all at once: there, opening is waiting, and one connection does not fill it (OpenSSH
+has 2 MiB under way)."""
 LATER_SECONDS = 5.0
 NEAR_SECONDS = 0.01
 REOPEN_AFTER_SECONDS = 10.0
@@ -119,11 +120,20 @@ class Pool:
     connection that did not answer any more counts towards that limit.
     """
 
-    def __init__(self, name: str, connect: Callable[[float], Connection], limit: int) -> None:
-        """`connect` is given the seconds that its caller has lost before."""
+    def __init__(
+        self,
+        name: str,
+        connect: Callable[[float], Connection],
+        limit: int,
+        *,
+        shares_login: bool = False,
+    ) -> None:
+        """`connect` is given the seconds that its caller has lost before. With `shares_login`,
+        further connections to a near server cost it little."""
         self._name = name
         self._connect = connect
         self._limit = limit
+        self._at_once = READY if shares_login else READY_AT_ONCE
         self._ordinary_limit = max(1, limit - RESERVED)
         lock = threading.Lock()
         self._changed = threading.Condition(lock)
@@ -248,6 +258,9 @@ class Pool:
         count = len(self._lines) + self._opening
         if count >= self._limit or self._opening >= OPENING_AT_ONCE:
             return False
+        if self._opening and not self._lines and not urgent:
+            # The first one tells how many more are worth it.
+            return False
         if not urgent and sum(line.ordinary > 0 for line in self._lines) >= self._ordinary_limit:
             return False
         return not count or time.monotonic() >= self._open_after
@@ -283,9 +296,14 @@ class Pool:
         with suppress(SyncerError):
             while is_open:
                 with self._changed:
+                    if self._opening and not self._lines:
+                        # Another caller's, which tells how many are wanted.
+                        self._changed.wait_for(
+                            lambda: self._closed or self._lines or not self._opening
+                        )
                     is_far = self._is_far()
                     wanted = self._ordinary_limit if is_far else min(READY, self._limit)
-                    if self._missing(wanted) and len(self._lines) >= READY_AT_ONCE and not is_far:
+                    if self._missing(wanted) and len(self._lines) >= self._at_once and not is_far:
                         self._changed.wait_for(lambda: self._closed, LATER_SECONDS)
                     missing = self._missing(wanted)
                     if not missing:

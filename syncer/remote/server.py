@@ -16,6 +16,7 @@ from .location import Location
 from .pool import Pool
 from .session import Session, StatusError, open_connection
 from .sftp import SftpFiles
+from .sharing import Logins
 from .ssh import SshStream
 from .window import Windows
 
@@ -31,13 +32,18 @@ class SftpRemote(FileRemote):
         make_stream: Callable[[float], Stream],
         connections: int,
         timeout_seconds: float,
+        *,
+        logins: Logins | None = None,
     ) -> None:
+        """With `logins`, streams to a near server share one."""
         super().__init__(str(location))
         self._location = location
         self._make_stream = make_stream
         self._timeout_seconds = timeout_seconds
         self._windows = Windows()
-        self._pool = Pool(self.name, self._connect, connections)
+        self._pool = Pool(self.name, self._connect, connections, shares_login=logins is not None)
+        if logins is not None:
+            logins.stay_apart = lambda: self._pool.is_far
         self._lock = threading.Lock()
         # The lock guards the next two.
         self._greeting: set[Stream] = set()
@@ -134,8 +140,11 @@ def open_server(
     connections: int,
     timeout_seconds: float,
     ssh_config: Path | None,
+    folder: Path | None,
 ) -> SftpRemote:
     """Make the remote for a server, without connecting to it yet.
+
+    With `folder`, for sockets, connections share a login where that is cheaper.
 
     Raises:
         UsageError: there is no such transport, or its program is missing.
@@ -147,11 +156,13 @@ def open_server(
         raise UsageError(
             "there is no ssh program: install openssh-client, or use the transport paramiko"
         )
+    logins = None
     if has_ssh and transport != "paramiko":
-        make_stream: Callable[[float], Stream] = partial(SshStream, location, ssh_config)
+        logins = Logins(folder) if folder else None
+        make_stream: Callable[[float], Stream] = partial(SshStream, location, ssh_config, logins)
     else:
         make_stream = partial(_paramiko_stream, location, ssh_config)
-    return SftpRemote(location, make_stream, connections, timeout_seconds)
+    return SftpRemote(location, make_stream, connections, timeout_seconds, logins=logins)
 
 
 def _paramiko_stream(location: Location, ssh_config: Path | None, limit_seconds: float) -> Stream:

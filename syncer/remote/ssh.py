@@ -7,36 +7,29 @@ and shared connections work as they do everywhere else.
 from __future__ import annotations
 
 import functools
-import os
 import re
 import socket
 import struct
 import subprocess
-import tempfile
-import threading
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import HostKeyError, LoginError, OfflineError, SyncerError
 from .base import Data
+from .child import ChildSocket
 from .connection import DroppedError
 from .location import Location
+from .sharing import Logins
 
-BUFFER_BYTES = 1 << 20
-"""Asked for in each direction between us and `ssh`; the kernel may give less."""
 BUFFERS_AT_ONCE = 512
 """Below what sendmsg(2) takes at least (IOV_MAX, 1024)."""
-EXIT_SECONDS = 2.0
-"""How long a child may take to say its last words, or to end when told to."""
 QUICK_CIPHER = "aes128-gcm@openssh.com"
 """Costs half of OpenSSH's first choice, ChaCha20-Poly1305, where the processor knows AES."""
 ASKED_SECONDS = 5.0
 """How long `ssh` may take to tell its settings; a person's config may run programs."""
 WIDE_SO_RCVTIMEO = 66
 """Linux's SO_RCVTIMEO_NEW (asm-generic/socket.h): of 32-bit machines whose times have 64 bits."""
-STDERR_BYTES = 8192
-"""How much of a child's messages is read to find out why it ended."""
 
 
 def command(location: Location, timeout_seconds: float, ssh_config: Path | None) -> list[str]:
@@ -102,10 +95,22 @@ def _default_ciphers() -> tuple[str, ...]:
     return _ciphers("-F", "none", "-G", "--", "localhost")
 
 
+def shares_logins(location: Location, ssh_config: Path | None) -> bool:
+    """Whether the person's configuration has `ssh` share one login among connections."""
+    told = _told("-G", *_whom(location, ssh_config), "--", location.host)
+    return re.search(r"^controlpath (?!none$)", told, re.MULTILINE) is not None
+
+
 def _ciphers(*arguments: str) -> tuple[str, ...]:
     """What `ssh` would offer, most wanted first; nothing if it does not tell."""
+    found = re.search(r"^ciphers (.+)$", _told(*arguments), re.MULTILINE)
+    return tuple(found[1].split(",")) if found else ()
+
+
+def _told(*arguments: str) -> str:
+    """What `ssh` tells about its settings; nothing if it does not."""
     try:
-        told = subprocess.run(
+        return subprocess.run(
             ["ssh", "-T", *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -116,76 +121,27 @@ def _ciphers(*arguments: str) -> tuple[str, ...]:
             check=False,
         ).stdout
     except subprocess.TimeoutExpired:
-        return ()
-    found = re.search(r"^ciphers (.+)$", told, re.MULTILINE)
-    return tuple(found[1].split(",")) if found else ()
-
-
-class ChildSocket:
-    """A child process with a socket as its standard input and output.
-
-    The child has a session of its own, so Ctrl-C on our terminal doesn't reach it and it can't
-    ask there; it ends when our end of the socket closes, also if we are killed.
-    """
-
-    def __init__(self, words: Sequence[str]) -> None:
-        self._closing = threading.Lock()
-        self.socket, theirs = socket.socketpair()
-        with ExitStack() as on_error, theirs:
-            on_error.callback(self.socket.close)
-            for end in (self.socket, theirs):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
-            # A file, not a pipe: nobody has to read along, and a master connection that `ssh`
-            # leaves in the background (ControlPersist) may keep it open.
-            self._stderr = on_error.enter_context(tempfile.TemporaryFile())
-            self._process = subprocess.Popen(
-                words,
-                stdin=theirs.fileno(),
-                stdout=theirs.fileno(),
-                stderr=self._stderr,
-                start_new_session=True,
-            )
-            on_error.pop_all()
-
-    def is_running(self) -> bool:
-        return self._process.poll() is None
-
-    def last_words(self) -> str:
-        """Wait for the end of the child, for a moment, and return what it said."""
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(EXIT_SECONDS)
-        with suppress(ValueError, OSError):  # closed by another thread
-            end = os.fstat(self._stderr.fileno()).st_size
-            start = max(0, end - STDERR_BYTES)
-            text = os.pread(self._stderr.fileno(), STDERR_BYTES, start)
-            return text.decode("utf-8", "replace")
         return ""
-
-    def close(self) -> None:
-        """End the child and reap it; wakes a thread that waits in the socket."""
-        with suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
-        # Who gives up a greeting may meet who ends everything; no file can be closed twice at once.
-        with self._closing:
-            self._process.terminate()
-            try:
-                self._process.wait(EXIT_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            self.socket.close()
-            self._stderr.close()
 
 
 class SshStream:
     """A connection through `ssh`; see `connection.Stream`."""
 
-    def __init__(self, location: Location, ssh_config: Path | None, limit_seconds: float) -> None:
+    def __init__(
+        self,
+        location: Location,
+        ssh_config: Path | None,
+        logins: Logins | None,
+        limit_seconds: float,
+    ) -> None:
+        """With `logins`, connections share one, unless the person has seen to that already."""
         self.name = str(location)
         self._host = location.host
-        words = command(location, limit_seconds, ssh_config)
-        self._child = ChildSocket(with_quick_cipher(words, location, ssh_config))
+        words = with_quick_cipher(
+            command(location, limit_seconds, ssh_config), location, ssh_config
+        )
+        self._login = logins.take() if logins and not shares_logins(location, ssh_config) else None
+        self._child = self._login.start(words) if self._login else ChildSocket(words)
         self._limits_seconds = dict.fromkeys((socket.SO_SNDTIMEO, socket.SO_RCVTIMEO), 0.0)
 
     def open(self) -> None:
@@ -233,7 +189,10 @@ class SshStream:
         return explain(self._child.last_words(), self._host)
 
     def close(self) -> None:
-        self._child.close()
+        if self._login:
+            self._login.end(self._child)
+        else:
+            self._child.close()
 
 
 def _timeval(seconds: float) -> bytes:
