@@ -32,7 +32,8 @@ FULL_SHARE = 0.75
 OPENING_AT_ONCE = 2
 """Servers drop connections when many are not logged in yet (MaxStartups 10:30:100)."""
 READY = 4
-"""Connections that `prepare` opens to a near server: one for urgent callers, the others for all."""
+"""Connections that `prepare` opens to a near server: one for urgent callers, the others for all.
+Where they share a login, as many as there may be for ordinary callers, and that one."""
 READY_AT_ONCE = 2
 """So many of these at once, since the first reads after a start want the processors; the others
 after `LATER_SECONDS` each, unless they share a login. Over a line whose round trip is longer than
@@ -45,7 +46,8 @@ REOPEN_AFTER_SECONDS = 10.0
 QUICK_SECONDS = 2.0
 """A connection that fails within this time was refused; one that takes longer got no answer."""
 IDLE_SECONDS = 60.0
-"""After this time without use a connection is closed, though one is always kept."""
+"""After this time without use a connection is closed, though one is always kept, and sessions of a
+login that is shared are: each of them cost little, but to log in once more does not."""
 DOUBTFUL_SECONDS = 15.0
 """After this time without use a connection is tried before it is lent: the laptop may have slept,
 or a router forgotten it, and a caller should not have to wait out the full time limit."""
@@ -133,7 +135,7 @@ class Pool:
         self._name = name
         self._connect = connect
         self._limit = limit
-        self._at_once = READY if shares_login else READY_AT_ONCE
+        self._shares_login = shares_login
         self._ordinary_limit = max(1, limit - RESERVED)
         lock = threading.Lock()
         self._changed = threading.Condition(lock)
@@ -216,7 +218,7 @@ class Pool:
     def _how_many_to_open(self) -> int:
         """Where one more is needed. At a far server those that were closed for want of use are
         opened together, since there each takes as long as many."""
-        return max(1, self._missing(self._ordinary_limit)) if self._is_far() else 1
+        return max(1, self._missing()) if self._is_far() else 1
 
     @property
     def is_far(self) -> bool:
@@ -302,10 +304,9 @@ class Pool:
                             lambda: self._closed or self._lines or not self._opening
                         )
                     is_far = self._is_far()
-                    wanted = self._ordinary_limit if is_far else min(READY, self._limit)
-                    if self._missing(wanted) and len(self._lines) >= self._at_once and not is_far:
+                    if self._missing() and len(self._lines) >= READY_AT_ONCE and not is_far:
                         self._changed.wait_for(lambda: self._closed, LATER_SECONDS)
-                    missing = self._missing(wanted)
+                    missing = self._missing()
                     if not missing:
                         return
                     count = missing if is_far else 1
@@ -314,9 +315,27 @@ class Pool:
                     self._open_in_background()
                 is_open = self._open()
 
-    def _missing(self, wanted: int) -> int:
-        """How many connections `prepare` has yet to open."""
+    def _missing(self) -> int:
+        """How many connections there should be beside those that are open or being opened."""
+        wanted = READY
+        if self._is_far():
+            wanted = self._ordinary_limit
+        elif self._shares():
+            wanted = self._ordinary_limit + 1
+        wanted = min(wanted, self._limit)
         return 0 if self._closed else max(0, wanted - len(self._lines) - self._opening)
+
+    def _shares(self) -> bool:
+        """Whether further connections cost little."""
+        return self._shares_login and bool(self._lines) and not self._is_far()
+
+    def _open_what_costs_little(self) -> None:
+        """After the first connection, or one that replaces a dead one."""
+        with self._changed:
+            count = self._missing() if self._shares() else 0
+            self._opening += count
+        for _ in range(count):
+            self._open_in_background()
 
     def _round_trip_seconds(self) -> float:
         return min(line.connection.round_trip_seconds for line in self._lines)
@@ -353,6 +372,8 @@ class Pool:
                 self._wake_all()
         if line and self._closed:
             line.connection.close()
+        if line:
+            self._open_what_costs_little()
         return line is not None
 
     def _others_work(self, since: float) -> bool:
@@ -382,7 +403,9 @@ class Pool:
             each.connection.close()
 
     def _expired(self, now: float) -> list[_Line]:
-        """Those that nobody has used for long, never all."""
+        """Those that nobody has used for long, never all; none where to keep them costs nothing."""
+        if self._shares():
+            return []
         return [
             line
             for line in self._lines[:-1]
