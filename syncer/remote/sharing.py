@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,6 +34,7 @@ class Login:
         self._socket = f"{_PREFIX}{secrets.token_hex(4)}{_SUFFIX}"
         self._lock = threading.Lock()
         # The lock guards what is below.
+        self._words: list[str] | None = None
         self._carrier: ChildSocket | None = None
         self._children: set[ChildSocket] = set()
         self._is_ending = False
@@ -44,7 +45,13 @@ class Login:
         with self._lock:
             return self._is_ending
 
-    def start(self, words: Sequence[str]) -> ChildSocket:
+    @property
+    def words(self) -> list[str] | None:
+        """The command line of its first connection, for others; None: that is yet to begin."""
+        with self._lock:
+            return self._words
+
+    def start(self, words: list[str]) -> ChildSocket:
         """Run a command line of `ssh`'s as a connection of this login.
 
         While the first one is not logged in, or where the server wants no more sessions on a
@@ -59,6 +66,7 @@ class Login:
             }
             more = [word for item in options.items() for word in ("-o", "=".join(item))]
             child = ChildSocket([words[0], *more, *words[1:]], self._folder)
+            self._words = self._words or words
             self._carrier = self._carrier or child
             self._children.add(child)
             return child

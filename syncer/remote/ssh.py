@@ -137,11 +137,16 @@ class SshStream:
         """With `logins`, connections share one, unless the person has seen to that already."""
         self.name = str(location)
         self._host = location.host
-        words = with_quick_cipher(
-            command(location, limit_seconds, ssh_config), location, ssh_config
-        )
-        self._login = logins.take() if logins and not shares_logins(location, ssh_config) else None
-        self._child = self._login.start(words) if self._login else ChildSocket(words)
+        login = logins.take() if logins else None
+        # What `ssh` tells of its settings takes it as long as all else that a further session does.
+        words = login.words if login else None
+        if words is None:
+            words = command(location, limit_seconds, ssh_config)
+            words = with_quick_cipher(words, location, ssh_config)
+            if login and shares_logins(location, ssh_config):
+                login = None
+        self._login = login
+        self._child = login.start(words) if login else ChildSocket(words)
         self._limits_seconds = dict.fromkeys((socket.SO_SNDTIMEO, socket.SO_RCVTIMEO), 0.0)
 
     def open(self) -> None:
