@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -251,6 +252,20 @@ def test_a_server_that_was_restarted_is_reached_at_once(server: Sshd, open_it: O
     server.stop()
     server.start()
     assert remote.get("syncer.json") == b"{}"
+
+
+def test_where_files_have_one_name_each_connection_logs_in(
+    server: Sshd, open_it: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There `ssh` could not name its socket, and would end."""
+
+    def refuse(*names: Path) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    remote = open_it(server)
+    fill(remote)
+    assert server.connections() == READY
 
 
 def test_what_a_killed_process_left_is_removed(sockets: Path) -> None:

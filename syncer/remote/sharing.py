@@ -15,6 +15,7 @@ process with them; of one that is killed itself, the socket stays until the fold
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 from collections.abc import Callable
@@ -101,12 +102,28 @@ class Logins:
         with suppress(OSError):
             for old in folder.glob(f"{_PREFIX}*{_SUFFIX}*"):
                 old.unlink()
+        self._is_fit = _takes_links(folder)
 
     def take(self) -> Login | None:
         """The login for one more connection; None: it makes one of its own."""
-        if self.stay_apart():
+        if not self._is_fit or self.stay_apart():
             return None
         with self._lock:
             if self._newest is None or self._newest.is_ending:
                 self._newest = Login(self._folder)
             return self._newest
+
+
+def _takes_links(folder: Path) -> bool:
+    """Whether a file there may have two names: `ssh` gives its socket a second, or ends."""
+    first, second = folder / f"{_PREFIX}1{_SUFFIX}", folder / f"{_PREFIX}2{_SUFFIX}"
+    try:
+        first.touch(0o600)
+        os.link(first, second)
+    except OSError:
+        return False
+    finally:
+        for name in (first, second):
+            with suppress(OSError):
+                name.unlink()
+    return True
