@@ -16,7 +16,7 @@ from .location import Location
 from .pool import Pool
 from .session import Session, StatusError, open_connection
 from .sftp import SftpFiles
-from .sharing import Logins
+from .sharing import Logins, takes_links
 from .ssh import SshStream
 from .window import Windows
 
@@ -158,7 +158,7 @@ def open_server(
         )
     logins = None
     if has_ssh and transport != "paramiko":
-        logins = Logins(folder) if folder else None
+        logins = Logins(folder) if folder and takes_links(folder) else None
         make_stream: Callable[[float], Stream] = partial(SshStream, location, ssh_config, logins)
     else:
         make_stream = partial(_paramiko_stream, location, ssh_config)

@@ -102,11 +102,10 @@ class Logins:
         with suppress(OSError):
             for old in folder.glob(f"{_PREFIX}*{_SUFFIX}*"):
                 old.unlink()
-        self._is_fit = _takes_links(folder)
 
     def take(self) -> Login | None:
         """The login for one more connection; None: it makes one of its own."""
-        if not self._is_fit or self.stay_apart():
+        if self.stay_apart():
             return None
         with self._lock:
             if self._newest is None or self._newest.is_ending:
@@ -114,7 +113,7 @@ class Logins:
             return self._newest
 
 
-def _takes_links(folder: Path) -> bool:
+def takes_links(folder: Path) -> bool:
     """Whether a file there may have two names: `ssh` gives its socket a second, or ends."""
     first, second = folder / f"{_PREFIX}1{_SUFFIX}", folder / f"{_PREFIX}2{_SUFFIX}"
     try:
