@@ -23,6 +23,7 @@ from syncer.remote.pool import (
     CROWD,
     CROWDED_SECONDS,
     DOUBTFUL_SECONDS,
+    FIRST_SECONDS,
     LATER_SECONDS,
     NEAR_SECONDS,
     QUICK_BYTES_PER_SECOND,
@@ -187,8 +188,11 @@ def test_a_mount_at_a_near_server_opens_few_connections_at_once(
     server.close()
 
 
-def test_others_wait_for_the_first_connection(server: OddServer) -> None:
+def test_others_wait_for_the_first_connection(
+    server: OddServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It tells how many more are worth it, and carries them where a login is shared."""
+    monkeypatch.setattr(pool, "FIRST_SECONDS", 60.0)
     is_opening, may_open = threading.Event(), threading.Event()
 
     def connect(lost_seconds: float) -> Connection:
@@ -214,6 +218,37 @@ def test_others_wait_for_the_first_connection(server: OddServer) -> None:
             second.result(10)
         with lines._changed:
             assert lines._changed.wait_for(lambda: len(lines._lines) == READY - RESERVED + 1, 10)
+    finally:
+        may_open.set()
+        lines.close()
+
+
+@pytest.mark.parametrize("was_far", [False, True])
+def test_nobody_waits_long_for_the_first_connection(
+    server: OddServer, monkeypatch: pytest.MonkeyPatch, was_far: bool
+) -> None:
+    """A login that takes long is one at a far server, which a second one is worth. Nor is there a
+    wait where the server was far the last time."""
+    is_first, may_open = threading.Event(), threading.Event()
+
+    def connect(lost_seconds: float) -> Connection:
+        if not is_first.is_set():
+            is_first.set()
+            assert may_open.wait(10)
+        return open_connection(server.connect(), 5.0)
+
+    if was_far:
+        monkeypatch.setattr(pool, "FIRST_SECONDS", 60.0)
+    lines = Pool("odd", connect, READY, was_far=was_far)
+    try:
+        with ThreadPoolExecutor(2) as callers:
+            first = callers.submit(_use, lines)
+            assert is_first.wait(10)
+            began = time.monotonic()
+            _use(lines)
+            assert was_far or time.monotonic() - began > 0.5 * FIRST_SECONDS
+            may_open.set()
+            first.result(10)
     finally:
         may_open.set()
         lines.close()

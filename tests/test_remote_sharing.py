@@ -9,12 +9,16 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from syncer.config import Config
 from syncer.errors import OfflineError
+from syncer.process.engine import Engine
+from syncer.process.repository import create_repository
 from syncer.remote import DEFAULT_CONNECTIONS, open_remote, parse, pool
 from syncer.remote.pool import IDLE_SECONDS, READY_AT_ONCE, RESERVED
 from syncer.remote.server import SftpRemote
@@ -276,6 +280,33 @@ def test_what_a_killed_process_left_is_removed(sockets: Path) -> None:
     Logins(sockets)
     assert [path.name for path in sockets.iterdir()] == ["other"]
     (sockets / "other").unlink()
+
+
+def test_a_mount_remembers_how_far_the_server_is(
+    server: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the first connection is there, nothing else tells whether a second is worth it."""
+    monkeypatch.setenv("SYNCER_SSH_CONFIG", str(server.config))
+    config = Config(f"{HOST}:{tmp_path}/repository", 100_000_000, min_free_bytes=0)
+    data = tmp_path / "data"
+    create_repository(data, config, socket.gethostname())
+    remembered = []
+    # A mount that has learned nothing forgets nothing.
+    for near_seconds in (3600.0, 0.0, None, 3600.0, 3600.0):
+        engine = Engine(data, config)
+        remembered.append(engine._remote._pool._was_far)
+        if near_seconds is not None:
+            monkeypatch.setattr(pool, "NEAR_SECONDS", near_seconds)
+            engine.start()
+            assert until(partial(_is_connected, engine))
+        engine.stop()
+    assert remembered == [False, False, True, True, False]
+
+
+def _is_connected(engine: Engine) -> bool:
+    remote = engine._remote
+    assert isinstance(remote, SftpRemote)
+    return bool(remote._pool._lines)
 
 
 @pytest.mark.parametrize("fuse", BINDINGS[-1:])

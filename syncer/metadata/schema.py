@@ -308,6 +308,7 @@ META_KEYS = frozenset(
         "role",  # "writer", "follower" or "displaced"
         "published",  # the newest epoch that is in a segment on the remote
         "durable",  # the newest epoch of which everything is power-safe
+        "far",  # 1: the server was not near when this was mounted last
         "boot",  # the machine's boot id while a process has this open, or REBUILT; "": a clean end
         "checkpoint",  # the newest epoch that is in a checkpoint on the remote
         "pins_stale",  # 1: what pins reach may have changed, or is not all local

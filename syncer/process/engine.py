@@ -98,7 +98,8 @@ class Engine:
             self._db.close()
             raise CorruptError(f"{error}; {mending(self.folder)}") from error
         seed: int = self._db.get_meta("seed")
-        self._remote = remote_of(config, self.folder.path)
+        was_far = bool(self._db.get_meta("far", 0))
+        self._remote = remote_of(config, self.folder.path, was_far=was_far)
         self._cache = Cache(
             self.folder.blocks,
             config.limit_bytes,
@@ -277,6 +278,7 @@ class Engine:
             self.pruner.ask_to_stop()
             # What is under way may finish; then the remote's end breaks every wait for it.
             self._transfer.stop()
+            self._note_distance()
         self._remote.close()
         if self._started:
             self._keeper.stop()
@@ -287,6 +289,12 @@ class Engine:
                 self._db.set_meta("boot", "")
                 self._db.sync()
         self._db.close()
+
+    def _note_distance(self) -> None:
+        """For the next start, if anything is known."""
+        is_far = self._remote.is_far
+        if (is_far or self._remote.is_near) and not self._db.damage:
+            self._db.set_meta("far", int(is_far))
 
     def _on_closed(self) -> None:
         self._transfer.kick()

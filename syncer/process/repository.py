@@ -31,10 +31,10 @@ _LOCK = DataFolder(Path()).lock_file.name
 _TEMPORARY = f".{DataFolder(Path()).unfinished.name}."
 
 
-def remote_of(config: Config, folder: Path | None = None) -> Remote:
+def remote_of(config: Config, folder: Path | None = None, *, was_far: bool = False) -> Remote:
     """The remote that a configuration names, not yet touched. Raises UsageError.
 
-    For `folder` see `open_remote`.
+    For `folder` and `was_far` see `open_remote`.
     """
     return open_remote(
         config.remote,
@@ -42,6 +42,7 @@ def remote_of(config: Config, folder: Path | None = None) -> Remote:
         connections=config.connections,
         timeout_seconds=config.timeout_seconds,
         folder=folder,
+        was_far=was_far,
     )
 
 

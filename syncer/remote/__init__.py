@@ -39,13 +39,15 @@ def open_remote(
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ssh_config: Path | None = None,
     folder: Path | None = None,
+    was_far: bool = False,
 ) -> Remote:
     """Make the remote at `location`, without touching it yet.
 
     `transport` is how to reach a server: ``ssh`` (the program), ``paramiko``, or ``auto``, the
     first of them that is there. `connections` is the most that are open at once.
     `timeout_seconds` ends each wait in which nothing moves. In `folder`, of which nobody else makes
-    that use, sockets may lie by which connections share a login.
+    that use, sockets may lie by which connections share a login. `was_far` is what the remote's
+    `is_far` was when it was used last: then its first callers don't wait for one connection.
 
     Raises:
         UsageError: the location can't be understood, or the transport isn't there.
@@ -56,4 +58,6 @@ def open_remote(
         return LocalRemote(Path(location.path))
     if ssh_config is None and SSH_CONFIG_VARIABLE in os.environ:
         ssh_config = Path(os.environ[SSH_CONFIG_VARIABLE])
-    return open_server(location, transport, connections, timeout_seconds, ssh_config, folder)
+    return open_server(
+        location, transport, connections, timeout_seconds, ssh_config, folder, was_far=was_far
+    )

@@ -41,6 +41,9 @@ after `LATER_SECONDS` each, unless they share a login. Over a line whose round t
 has 2 MiB under way)."""
 LATER_SECONDS = 5.0
 NEAR_SECONDS = 0.01
+FIRST_SECONDS = 0.25
+"""So long the first connection is waited for before a second one is opened: it tells whether the
+server is near, and carries the others then. A login at one that is far takes longer."""
 REOPEN_AFTER_SECONDS = 10.0
 """How long to make do with what is open after a further connection was refused."""
 QUICK_SECONDS = 2.0
@@ -129,13 +132,16 @@ class Pool:
         limit: int,
         *,
         shares_login: bool = False,
+        was_far: bool = False,
     ) -> None:
         """`connect` is given the seconds that its caller has lost before. With `shares_login`,
-        further connections to a near server cost it little."""
+        further connections to a near server cost it little. With `was_far` this server was not
+        near when it was used last."""
         self._name = name
         self._connect = connect
         self._limit = limit
         self._shares_login = shares_login
+        self._was_far = was_far
         self._ordinary_limit = max(1, limit - RESERVED)
         lock = threading.Lock()
         self._changed = threading.Condition(lock)
@@ -145,6 +151,7 @@ class Pool:
         # The lock of these guards everything below.
         self._lines: list[_Line] = []  # those that were used last are at the end
         self._opening = 0
+        self._opening_since = 0.0
         self._crowd = Crowd()
         self._open_after = 0.0
         self._failures = 0
@@ -200,7 +207,7 @@ class Pool:
                 line = self._find_idle(urgent) or self._find_shared(urgent)
                 may_open = self._needs_more(line, urgent) and self._may_open(urgent)
                 count = self._how_many_to_open() if may_open else 0
-                self._opening += count
+                self._count_opening(count)
                 if line is not None or may_open:
                     break
                 self._wait(urgent, failures)
@@ -260,12 +267,22 @@ class Pool:
         count = len(self._lines) + self._opening
         if count >= self._limit or self._opening >= OPENING_AT_ONCE:
             return False
-        if self._opening and not self._lines and not urgent:
-            # The first one tells how many more are worth it.
+        if not urgent and self._first_needs_seconds() > 0:
             return False
         if not urgent and sum(line.ordinary > 0 for line in self._lines) >= self._ordinary_limit:
             return False
         return not count or time.monotonic() >= self._open_after
+
+    def _count_opening(self, count: int) -> None:
+        if not self._opening:
+            self._opening_since = time.monotonic()
+        self._opening += count
+
+    def _first_needs_seconds(self) -> float:
+        """How long the first connection may still take, if it is being opened."""
+        if not self._opening or self._lines or self._was_far:
+            return 0.0
+        return self._opening_since + FIRST_SECONDS - time.monotonic()
 
     def _find_idle(self, urgent: bool) -> _Line | None:
         if not self._may_use_another(urgent):
@@ -310,7 +327,7 @@ class Pool:
                     if not missing:
                         return
                     count = missing if is_far else 1
-                    self._opening += count
+                    self._count_opening(count)
                 for _ in range(count - 1):
                     self._open_in_background()
                 is_open = self._open()
@@ -333,7 +350,7 @@ class Pool:
         """After the first connection, or one that replaces a dead one."""
         with self._changed:
             count = self._missing() if self._shares() else 0
-            self._opening += count
+            self._count_opening(count)
         for _ in range(count):
             self._open_in_background()
 
@@ -424,7 +441,8 @@ class Pool:
 
     def _wait(self, urgent: bool, failures: int) -> None:
         self._raise_if_closed()
-        self._freed[urgent].wait()
+        first_needs_seconds = self._first_needs_seconds()
+        self._freed[urgent].wait(first_needs_seconds if first_needs_seconds > 0 else None)
         if self._failures != failures:
             # Their own copy: tracebacks of several threads must not mix.
             raise type(self._last_failure)(str(self._last_failure))

@@ -34,14 +34,21 @@ class SftpRemote(FileRemote):
         timeout_seconds: float,
         *,
         logins: Logins | None = None,
+        was_far: bool = False,
     ) -> None:
-        """With `logins`, streams to a near server share one."""
+        """With `logins`, streams to a near server share one. For `was_far` see `Pool`."""
         super().__init__(str(location))
         self._location = location
         self._make_stream = make_stream
         self._timeout_seconds = timeout_seconds
         self._windows = Windows()
-        self._pool = Pool(self.name, self._connect, connections, shares_login=logins is not None)
+        self._pool = Pool(
+            self.name,
+            self._connect,
+            connections,
+            shares_login=logins is not None,
+            was_far=was_far,
+        )
         if logins is not None:
             logins.stay_apart = lambda: self._pool.is_far
         self._lock = threading.Lock()
@@ -141,10 +148,13 @@ def open_server(
     timeout_seconds: float,
     ssh_config: Path | None,
     folder: Path | None,
+    *,
+    was_far: bool = False,
 ) -> SftpRemote:
     """Make the remote for a server, without connecting to it yet.
 
-    With `folder`, for sockets, connections share a login where that is cheaper.
+    With `folder`, for sockets, connections share a login where that is cheaper. With `was_far`,
+    more than one is opened before it is known whether that is so.
 
     Raises:
         UsageError: there is no such transport, or its program is missing.
@@ -162,7 +172,9 @@ def open_server(
         make_stream: Callable[[float], Stream] = partial(SshStream, location, ssh_config, logins)
     else:
         make_stream = partial(_paramiko_stream, location, ssh_config)
-    return SftpRemote(location, make_stream, connections, timeout_seconds, logins=logins)
+    return SftpRemote(
+        location, make_stream, connections, timeout_seconds, logins=logins, was_far=was_far
+    )
 
 
 def _paramiko_stream(location: Location, ssh_config: Path | None, limit_seconds: float) -> Stream:
