@@ -144,6 +144,7 @@ class Run:
             if number and piece in ONCE:
                 continue
             for system in systems:
+                measure.wait_for_quiet()
                 act = partial(piece, system, self._book(system.name, number))
                 self._tried(system.name, piece.__name__, act)
 

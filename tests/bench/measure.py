@@ -16,6 +16,10 @@ BLOCK = 4096
 #: A system that is slow at something is measured on fewer items.
 LONGEST_SECONDS = 15.0
 SETTLE_SECONDS = 2.0
+#: How long to wait for what systems still do by themselves, and how busy processors may be then.
+QUIET_WITHIN_SECONDS = 10.0
+QUIET_SHARE = 0.03
+_LOOK_SECONDS = 0.5
 _PIECE = 64 * MIB
 
 
@@ -81,6 +85,26 @@ def drop_page_cache(entries_too: bool = True) -> None:
     """Have the kernel forget clean pages, and names and attributes. Needs root."""
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3" if entries_too else "1")
+
+
+def wait_for_quiet() -> None:
+    """Let systems end what they do in the background, which would slow the next one's work."""
+    deadline = time.monotonic() + QUIET_WITHIN_SECONDS
+    busy, whole = _processor_ticks()
+    while time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
+        busy_before, whole_before = busy, whole
+        busy, whole = _processor_ticks()
+        if busy - busy_before <= QUIET_SHARE * (whole - whole_before):
+            return
+
+
+def _processor_ticks() -> tuple[int, int]:
+    """What all processors have worked since the start of the machine, and worked or waited."""
+    line = Path("/proc/stat").read_text().partition("\n")[0]
+    user, nice, system, idle, waiting, hard, soft = map(int, line.split()[1:8])
+    busy = user + nice + system + hard + soft
+    return busy, busy + idle + waiting
 
 
 def content(seed: object, size: int) -> bytes:
