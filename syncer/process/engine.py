@@ -278,23 +278,19 @@ class Engine:
             self.pruner.ask_to_stop()
             # What is under way may finish; then the remote's end breaks every wait for it.
             self._transfer.stop()
-            self._note_distance()
+        is_far, is_near = self._remote.is_far, self._remote.is_near
         self._remote.close()
         if self._started:
             self._keeper.stop()
             self.pruner.stop(_PRUNER_ENDS_WITHIN_SECONDS)
             self._loop.stop()
             self._sweeper.join()
+            if (is_far or is_near) and not self._db.damage:
+                self._db.set_meta("far", int(is_far))
             if self._is_swept and not self._db.damage:
                 self._db.set_meta("boot", "")
                 self._db.sync()
         self._db.close()
-
-    def _note_distance(self) -> None:
-        """For the next start, if anything is known."""
-        is_far = self._remote.is_far
-        if (is_far or self._remote.is_near) and not self._db.damage:
-            self._db.set_meta("far", int(is_far))
 
     def _on_closed(self) -> None:
         self._transfer.kick()

@@ -274,7 +274,7 @@ class Pool:
         return not count or time.monotonic() >= self._open_after
 
     def _count_opening(self, count: int) -> None:
-        if not self._opening:
+        if count and not self._opening:
             self._opening_since = time.monotonic()
         self._opening += count
 
