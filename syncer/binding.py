@@ -38,8 +38,6 @@ _CAP_READDIRPLUS_AUTO = 1 << 14
 _CAP_WRITEBACK_CACHE = 1 << 16
 _CAP_HANDLE_KILLPRIV = 1 << 20
 _FILL_DIR_PLUS = 2
-#: The kernel asks for names with attributes.
-_READDIR_PLUS = 1
 _UTIME_NOW = (1 << 30) - 1
 _UTIME_OMIT = (1 << 30) - 2
 _MAX_WRITE_BYTES = 1 << 20
@@ -358,13 +356,15 @@ class _Calls3(_Common):
         settings.nullpath_ok = 1
         settings.entry_timeout = settings.attr_timeout = seconds
         settings.negative_timeout = seconds if self.options.is_writer else 0.0
-        flags = wanted.want | wanted.capable & (_CAP_READDIRPLUS | _CAP_READDIRPLUS_AUTO)
+        flags = wanted.want | wanted.capable & _CAP_READDIRPLUS
         if self.options.writeback and self.options.is_writer:
             flags |= wanted.capable & _CAP_WRITEBACK_CACHE
         # Data is wanted in memory, not in a pipe; the kernel clears suid bits by chmod; and between
         # an open with O_TRUNC and the truncation it looks whether the file is a running program.
         unwanted = _CAP_SPLICE_READ | _CAP_HANDLE_KILLPRIV | _CAP_ATOMIC_O_TRUNC
-        wanted.want = flags & ~unwanted
+        # Left to choose, the kernel asks for bare names once a program reads on without looking at
+        # what it has read. Most that want attributes read all names first: cp, find, rsync, tar.
+        wanted.want = flags & ~(unwanted | _CAP_READDIRPLUS_AUTO)
         wanted.max_write = _MAX_WRITE_BYTES
         wanted.max_background = _MAX_BACKGROUND
         wanted.congestion_threshold = _CONGESTED_BACKGROUND
@@ -427,14 +427,7 @@ class _Calls3(_Common):
             self.stat.fill(stat, node)
             return int(filler(buf, name, stat, next_offset, _FILL_DIR_PLUS))
 
-        def fill_plain(name: bytes, node: Node, next_offset: int) -> int:
-            stat.st_ino = node.id
-            stat.st_mode = node.mode
-            return int(filler(buf, name, stat, next_offset, 0))
-
-        # Once a program has shown that it wants names only, as `ls` does, the kernel asks for less.
-        with_attributes = flags & _READDIR_PLUS
-        self._readdir(fill if with_attributes else fill_plain, offset, fip.contents.fh)
+        self._readdir(fill, offset, fip.contents.fh)
 
 
 class _Calls2(_Common):

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -100,6 +101,25 @@ def test_the_kernel_reads_whole_blocks_ahead_and_lets_programs_write_on(
     told = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}")
     assert (told / "read_ahead_kb").read_text() == "1024\n"
     assert (told / "max_ratio").read_text() == "4\n"
+
+
+def test_who_reads_all_names_first_has_all_attributes(place: Place) -> None:
+    place.mount("--fuse", "3")
+    (place.mnt / "folder").mkdir()
+    for number in range(2000):
+        (place.mnt / "folder" / f"a name of some length {number:04d}").touch()
+    run("umount", place.mnt)
+    run("mount", place.data, place.mnt, "--fuse", "3")
+    pid, names = place.pid, os.listdir(place.mnt / "folder")
+    assert len(names) == 2000
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        # It answers nothing now: what the kernel has not been told does not come.
+        look = "import os, sys; [os.lstat(line[:-1]) for line in sys.stdin]"
+        lines = "".join(f"{place.mnt}/folder/{name}\n" for name in names)
+        subprocess.run([sys.executable, "-c", look], input=lines, text=True, timeout=10, check=True)
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 @BOTH_BINDINGS
