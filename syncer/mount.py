@@ -183,6 +183,9 @@ class Operations:
         found = self._vfs.directories.read(handle, offset, limit)
         return self._vfs.directories.number(handle), found
 
+    def is_looked_at(self, handle: int, looks: int) -> bool:
+        return self._vfs.directories.is_looked_at(handle, looks)
+
     def delivered(self, handle: int, names: list[bytes]) -> None:
         self._vfs.directories.delivered(handle, names)
 

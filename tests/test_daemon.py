@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 from unittest import mock
 
 import pytest
@@ -29,6 +30,7 @@ from tests.processes import (
     wait_for,
 )
 from tests.sshd import HOST, Sshd
+from tests.vfs_rig import VfsRig
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow(1.8)]
 
@@ -120,6 +122,36 @@ def test_who_reads_all_names_first_has_all_attributes(place: Place) -> None:
         subprocess.run([sys.executable, "-c", look], input=lines, text=True, timeout=10, check=True)
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("looks", [0, 500])
+def test_the_last_names_of_a_huge_folder_come_without_unless_somebody_looks(
+    rig: VfsRig, looks: int
+) -> None:
+    given: list[tuple[bytes, int]] = []
+
+    def filler(buf: None, name: bytes, stat: SimpleNamespace, offset: int, flags: int) -> int:
+        given.append((name, flags))
+        return 0
+
+    def fill_all(fill: Callable[[bytes, Any, int], int], offset: int, handle: int) -> None:
+        for name, number in ((b"10,000th", 10_000), (b"next", 10_001)):
+            fill(name, SimpleNamespace(id=number, mode=0o100644), number)
+
+    fuse = SimpleNamespace(
+        module=SimpleNamespace(c_stat=SimpleNamespace),
+        stat=mock.Mock(),
+        operations=rig.vfs.directories,
+        _readdir=fill_all,
+        _looks=0,
+    )
+    listing = SimpleNamespace(contents=SimpleNamespace(fh=rig.vfs.opendir(b"/")))
+    for _ in range(3):
+        binding._Calls3.readdir_fuse_3(cast(Any, fuse), None, None, filler, 0, listing, 1)
+        # Attributes that came with the names are not asked for, so nobody looks any more.
+        fuse._looks = looks
+    with_attributes = 2 if looks else 0
+    assert [flags for _, flags in given] == [2, 0, 2, with_attributes, 2, with_attributes]
 
 
 @BOTH_BINDINGS

@@ -15,6 +15,8 @@ from syncer.vfs.files import Files
 
 #: Entries read from the database at once; a call of the kernel's takes some 25.
 _ROWS = 128
+#: More looks than a listing itself causes, in the time of one request of the kernel's.
+_FEW_LOOKS = 8
 
 
 #: Up to so many entries, from after a name on; fewer only at the end.
@@ -37,6 +39,10 @@ class _Listing:
     #: Whether nothing comes after the rows.
     is_end: bool = False
     name_changes: int = -1
+    #: How often anybody had looked at a file when the kernel asked last, and whether who reads
+    #: this listing looks at the files before reading on.
+    looks: int | None = None
+    is_looked_at: bool = False
 
     def number_rows(self) -> None:
         """Give new rows their numbers: again those that they had, if all are as they were."""
@@ -93,6 +99,17 @@ class Directories:
             listing.rows_at = offset
             listing.number_rows()
         return self._files.all_overlaid(listing.rows[:limit])
+
+    def is_looked_at(self, handle: int, looks: int) -> bool:
+        """Whether who reads a listing looks at its files before reading on, as far as can be seen.
+
+        To be asked once in each request; `looks` is how often anybody has looked at a file by now.
+        """
+        listing = self._listings[handle]
+        if listing.looks is not None and looks > listing.looks + _FEW_LOOKS:
+            listing.is_looked_at = True
+        listing.looks = looks
+        return listing.is_looked_at
 
     def number(self, handle: int) -> int:
         """The number of the first entry of the last `read`."""
