@@ -246,6 +246,9 @@ class Bare(Operations):
     def releasedir(self, path: str | None, handle: int) -> None:
         del self._listings[handle]
 
+    def is_looked_at(self, handle: int, looks: int) -> bool:
+        return False
+
     def entries(self, handle: int, offset: int, limit: int) -> tuple[int, list[tuple[bytes, Node]]]:
         listing = self._listings[handle]
         return offset, [(name, file.node) for name, file in listing[offset : offset + limit]]
