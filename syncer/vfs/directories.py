@@ -13,7 +13,7 @@ from syncer.metadata.node import Node
 from syncer.metadata.tree import Tree
 from syncer.vfs.files import Files
 
-#: Entries read from the database at once; a call of the kernel's takes some 25.
+#: Entries read from the database at once; a call of the kernel's takes from 25 to some 900.
 _ROWS = 128
 #: More looks than a listing itself causes, in the time of one request of the kernel's.
 _FEW_LOOKS = 8
