@@ -43,6 +43,7 @@ WAN: dict[Piece, set[str]] = {
     large.large_file: {"upload", "cold-read"},
     files.small_upload: {"small-upload"},
     large.photos: {"first-look", "photos-head", "photos-whole"},
+    large.latency: {"latency-stat", "latency-read"},
 }
 #: Measured in the first round only: it takes minutes, and hardly varies.
 ONCE = (files.first_listing,)

@@ -21,6 +21,17 @@ class Row:
     at_least: float | None = None
 
 
+_LATENCY = (
+    Row("latency-stat", "p99 of stat during transfers", "ms", less_is_better=True, at_most=5),
+    Row(
+        "latency-read",
+        "p99 of a local 4 KiB read during transfers",
+        "ms",
+        less_is_better=True,
+        at_most=5,
+    ),
+)
+
 ROWS = (
     Row("write-1m", "sequential write, 1 MiB writes", "MB/s", 1.0),
     Row("write-sync", "the same, with fsync before close", "MB/s", 0.8, "native"),
@@ -45,14 +56,7 @@ ROWS = (
     Row("photos-whole", "whole cold 4 MB photos, one after another", "MB/s"),
     Row("untar", "untar Python's standard library", "s", 1 / 0.6, less_is_better=True),
     Row("tar", "tar it back, page cache dropped", "s", 1 / 0.6, less_is_better=True),
-    Row("latency-stat", "p99 of stat during transfers", "ms", less_is_better=True, at_most=5),
-    Row(
-        "latency-read",
-        "p99 of a local 4 KiB read during transfers",
-        "ms",
-        less_is_better=True,
-        at_most=5,
-    ),
+    *_LATENCY,
     Row("first-ls", "mount to first ls of 100,000 files", "s", less_is_better=True, at_most=1),
     Row("memory", "the process's memory at rest, after it", "MB", less_is_better=True, at_most=80),
     Row("memory-run", "the process's memory after all the work", "MB", less_is_better=True),
@@ -72,6 +76,7 @@ WAN_ROWS = (
         less_is_better=True,
         at_most=3,
     ),
+    *_LATENCY,
 )
 
 PEERS = ("sshfs", "rclone", "JuiceFS")
