@@ -34,10 +34,7 @@ OWN_XATTRS = b"syncer."
 _NODE_BATCH = 1024
 _MAX_BARE = 20_000
 
-_NODE_COLUMNS = (
-    "id, born, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, btime_ns, target,"
-    " blocks"
-)
+_NODE_COLUMNS = ", ".join(Node._fields)
 _PAST_NODE = (
     "INSERT INTO node_past SELECT id, born, ?, mode, uid, gid, rdev, nlink, size, atime_ns,"
     " mtime_ns, ctime_ns, btime_ns, target, blocks FROM node WHERE id = ?"
@@ -60,8 +57,9 @@ class Tree:
         self._node_numbers = iter(range(0))
         #: Nodes that were made lately and never had an extended attribute.
         self._bare: set[int] = set()
-        #: Counts the changes of names; a directory listing that spans calls compares it.
-        self.name_changes = 0
+        #: Counts the changes of names and nodes; a listing that spans calls compares it. Times of
+        #: reading don't count.
+        self.changes = 0
         #: Counts what may change where a path leads that led to a folder.
         self.folder_changes = 0
         self.aliases = Aliases()
@@ -97,7 +95,7 @@ class Tree:
             self._contents.forget()
             # Numbers that a transaction took and lost are taken again.
             self._node_numbers = iter(range(0))
-            self.name_changes += 1
+            self.changes += 1
             self.folder_changes += 1
 
     # Looking
@@ -274,6 +272,7 @@ class Tree:
         )
         self._readings.drop(node.id)
         self._known.put(node)
+        self.changes += 1
 
     def _keep_past(self, node: Node) -> None:
         """Before a change of a node's row: copy what it was to the past, if it was that before
@@ -291,6 +290,7 @@ class Tree:
             (change, self._epochs.open, node_id),
         )
         self._known.put(node._replace(born=self._epochs.open, blocks=node.blocks + change))
+        self.changes += 1
 
     def note_reading(self, node_id: int, atime_ns: int) -> None:
         """A file was read: without a version, and in the table after `save_readings`."""
@@ -381,7 +381,7 @@ class Tree:
         )
         self._epochs.touch(parent, name)
         self._known.put_name((parent, name), node_id)
-        self.name_changes += 1
+        self.changes += 1
 
     def _remove_name(self, parent: int, name: bytes) -> int:
         """Take a name away that is there; returns the number of the node that it led to."""
@@ -402,7 +402,7 @@ class Tree:
             )
         self._db.execute("DELETE FROM name WHERE parent = ? AND name = ?", key)
         self._epochs.touch(parent, name)
-        self.name_changes += 1
+        self.changes += 1
         node = self.node(node_id)
         if node is None or node.is_dir:
             self.folder_changes += 1

@@ -38,7 +38,9 @@ class _Listing:
     number: int = 0
     #: Whether nothing comes after the rows.
     is_end: bool = False
-    name_changes: int = -1
+    #: Of the tree, before the look at the rows. The kernel takes for true what it is told by a
+    #: request that began after a change, so none may get rows from before it.
+    changes: int = -1
     #: How often anybody had looked at a file when the kernel asked last, and whether who reads
     #: this listing looks at the files before reading on.
     looks: int | None = None
@@ -89,10 +91,10 @@ class Directories:
         """Up to `limit` entries from number `offset` on, without "." and ".."."""
         listing = self._listings[handle]
         offset = min(offset, len(listing.shown))
-        if listing.name_changes != self._tree.name_changes or listing.rows_at != offset:
+        if listing.changes != self._tree.changes or listing.rows_at != offset:
             listing.rows, listing.is_end = (), False
         if not listing.rows and not listing.is_end:
-            listing.name_changes = self._tree.name_changes
+            listing.changes = self._tree.changes
             after = listing.shown[offset - 1] if offset else b""
             listing.rows = listing.entries(after, _ROWS)
             listing.is_end = len(listing.rows) < _ROWS

@@ -109,7 +109,7 @@ class SnapshotVfs(Vfs):
         self._known_count = 0
         #: Those met before them.
         self._known_before: dict[tuple[int, int], dict[bytes, Node]] = {}
-        #: Whether the collection has a `.snapshots` of its own, as of a count of changed names.
+        #: Whether the collection has a `.snapshots` of its own, as of a count of changes.
         self._is_hidden = (-1, False)
 
     # Paths
@@ -124,9 +124,9 @@ class SnapshotVfs(Vfs):
 
     def _is_name_taken(self) -> bool:
         changes, is_taken = self._is_hidden
-        if changes != self._tree.name_changes:
+        if changes != self._tree.changes:
             # Before the look, so that a change after it is noticed.
-            changes = self._tree.name_changes
+            changes = self._tree.changes
             is_taken = self._tree.lookup(ROOT, NAME) is not None
             self._is_hidden = changes, is_taken
         return is_taken

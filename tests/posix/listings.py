@@ -62,6 +62,27 @@ def _while_others_go(place: Path) -> bool:
     return all(seen[name] == 1 for name in names[1::2]) and max(seen.values()) == 1
 
 
+def _while_changed(place: Path) -> list[str]:
+    """Which files are not shown as they are, after they changed between two parts of a listing."""
+    # The first part ends somewhere among these; what comes next may have been read with it.
+    names = sorted(_many(place))[700:1000]
+    with os.scandir(place / "dir") as entries:
+        next(entries)
+        for name in names:
+            (place / "dir" / name).write_bytes(b"new content")
+            os.chmod(place / "dir" / name, 0o600)
+        for _ in entries:
+            pass
+    # First their attributes, as the kernel knows them: opening a file may have it look again.
+    found = {name: os.stat(place / "dir" / name) for name in names}
+    return [
+        name
+        for name, shown in found.items()
+        if (shown.st_size, stat.S_IMODE(shown.st_mode)) != (11, 0o600)
+        or (place / "dir" / name).read_bytes() != b"new content"
+    ]
+
+
 def _kinds(place: Path) -> tuple[list[str], list[str], list[str]]:
     with os.scandir(place) as entries:
         found = list(entries)
@@ -210,6 +231,7 @@ CASES = [
     case("readdir: nothing is missed while all is removed", _while_removed, (True, [])),
     case("readdir: nothing is missed or shown twice while more is made", _while_made, True),
     case("readdir: nothing is missed or shown twice while others go", _while_others_go, True),
+    case("readdir: files that change meanwhile show as they are", _while_changed, []),
     case("readdir: the kinds of entries", _kinds,
          (["dir", "full"], ["dangling", "dirlink", "link", "loop"], ["file"])),
     case("readdir: the numbers of entries are those of stat", _numbers, True),
