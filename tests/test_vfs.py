@@ -499,6 +499,25 @@ def test_a_listing_goes_on_where_it_was_while_names_come_and_go(rig: VfsRig) -> 
     rig.vfs.directories.release(handle)
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_file_that_is_saved_during_a_look_shows_as_it_is(rig: VfsRig, closed: bool) -> None:
+    """Who has the row of before, and no buffer any more, would tell the kernel an old size."""
+    number = rig.make(b"/file", b"old")
+    before = rig.tree.node(number)
+    assert before is not None
+    handle = rig.vfs.open(b"/file", os.O_WRONLY)
+    rig.vfs.write(handle, memoryview(b"new content"), 0)
+    rig.vfs.files.flush(handle)
+    if closed:
+        rig.vfs.release(handle)
+    shown = rig.vfs.files.overlaid(before)
+    [(_, listed)] = rig.vfs.files.all_overlaid([(b"file", before)])
+    assert shown == listed == rig.tree.node(number)
+    assert shown.size == len(b"new content")
+    if not closed:
+        rig.vfs.release(handle)
+
+
 @pytest.mark.parametrize("change", [False, True])
 def test_a_place_in_a_listing_can_be_returned_to(rig: VfsRig, change: bool) -> None:
     """seekdir: back and forth, also after names came and went."""

@@ -142,15 +142,29 @@ class Files:
         return file is not None and file.dirty_since_ns is not None
 
     def overlaid(self, node: Node) -> Node:
-        """The node as a caller must see it: with what is only buffered so far."""
+        """The node as a caller must see it: with what is only buffered so far.
+
+        Since the caller looked at the node, its file may have been saved, and closed.
+        """
         file = self._files.get(node.id)
-        return node if file is None else file.overlay(node)
+        if file is not None:
+            shown = file.overlay(node)
+            # Else what was buffered may be in the node meanwhile, if not in the caller's.
+            if file.dirty_since_ns is not None:
+                return shown
+        elif node.id not in self._closed_at:
+            return node
+        return self._tree.node(node.id) or node
 
     def all_overlaid(self, entries: Sequence[tuple[bytes, Node]]) -> Sequence[tuple[bytes, Node]]:
         """The same of a directory's entries."""
-        if not self._files:
+        opened, closed = self._files, self._closed_at
+        if not opened and not closed:
             return entries
-        return [(name, self.overlaid(node)) for name, node in entries]
+        return [
+            (name, self.overlaid(node) if node.id in opened or node.id in closed else node)
+            for name, node in entries
+        ]
 
     def now_ns(self) -> int:
         """The time that a file gets which is changed now."""

@@ -282,8 +282,10 @@ class OpenFile:
                 with self._tree.transaction():
                     self.times.save(size=self.size)
                     self._contents.drop_patches(self.node_id)
-            self.times.saved()
+            # In this order: `overlay` takes no lock, and who finds the file clean after it looks
+            # at the node again.
             self.dirty_since_ns = None
+            self.times.saved()
             self._log = PatchLog()
 
     def is_due(self, age_ns: int) -> bool:
