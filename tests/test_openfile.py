@@ -3,7 +3,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -304,6 +304,70 @@ def test_a_truncate_that_finds_no_room_changes_nothing(rig: VfsRig, size: int) -
     rig.vfs.truncate(b"/file", size)
     rig.vfs.truncate(b"/file", 3 * BLOCK_BYTES)
     assert rig.read(b"/file") == content[:size] + bytes(3 * BLOCK_BYTES - size)
+
+
+def offline(rig: VfsRig, content: bytes) -> int:
+    """A handle of /file, whose blocks only the server has, which is away."""
+    handle = opened(rig, content)
+    rig.upload_all()
+    rig.evict_all()
+    rig.remote.go_offline()
+    return handle
+
+
+def online_again(rig: VfsRig) -> None:
+    rig.remote.go_online()
+    rig.remote.check()
+
+
+def test_a_truncate_that_misses_a_block_changes_nothing(rig: VfsRig) -> None:
+    content = noise(BLOCK_BYTES + 500_000)
+    handle = offline(rig, content)
+    before = rig.vfs.getattr(handle)
+    with pytest.raises(OfflineError):
+        rig.vfs.truncate(handle, BLOCK_BYTES + 1000)
+    assert rig.vfs.getattr(handle) == before
+    assert not rig.vfs.files.unsaved_count(), "nobody is told that something is to be saved"
+    rig.vfs.release(handle)
+    online_again(rig)
+    rig.round(seal=True)
+    rig.reopen()
+    assert rig.vfs.getattr(b"/file") == before
+    assert rig.read(b"/file") == content
+    rig.vfs.truncate(b"/file", BLOCK_BYTES + 1000)
+    assert rig.read(b"/file") == content[: BLOCK_BYTES + 1000]
+
+
+def test_what_failed_to_be_written_does_not_come_with_a_crash(rig: VfsRig) -> None:
+    content = noise(900_000)
+    handle = offline(rig, content)
+    write(rig, handle, bytes(100), 1000)
+    with pytest.raises(OfflineError):
+        write(rig, handle, bytes(100), 500_000)
+    rig.vfs.files.flush(handle)
+    rig.restart()
+    online_again(rig)
+    assert rig.read(b"/file") == content[:1000] + bytes(100) + content[1100:]
+
+
+@pytest.mark.parametrize(
+    ("size", "change"),
+    [
+        (INLINE_BYTES, lambda rig, handle: write(rig, handle, noise(BLOCK_BYTES), BLOCK_BYTES)),
+        (2 * BLOCK_BYTES, lambda rig, handle: rig.vfs.truncate(handle, 700_000)),
+    ],
+)
+def test_what_fails_for_want_of_room_leaves_no_buffer_behind(
+    rig: VfsRig, size: int, change: Callable[[VfsRig, int], None]
+) -> None:
+    """The bound of all buffers together would count it for ever."""
+    handle = opened(rig, noise(size))
+    with no_room(rig), pytest.raises(LocalFullError):
+        change(rig, handle)
+    rig.round(seal=True)
+    rig.vfs.release(handle)
+    assert not rig.vfs.files._shared.buffered_bytes
+    assert rig.read(b"/file", size) == noise(size)
 
 
 def test_a_damaged_copy_on_the_remote_names_the_file(rig: VfsRig) -> None:

@@ -39,6 +39,10 @@ class Buffer:
         """Whether these bytes can be written without leaving a gap of unknown ones."""
         return self.base is None or (start <= self.end and end >= self.start)
 
+    def known(self, start: int, length: int) -> bytes:
+        """What it has in this place; b"" if it is not complete."""
+        return b"" if self.base is not None else bytes(self.data[start : start + length])
+
     def write(self, start: int, data: memoryview) -> int:
         """Write bytes that it takes; returns by how much the buffer has grown."""
         before, end = len(self.data), start + len(data)

@@ -429,9 +429,11 @@ class Files:
                 node = self._tree.node(file.node_id)
                 # One that has only lost its name may be opened again: see `hidden`.
                 is_gone = is_last and node is None
-                if is_last and (is_gone or file.dirty_since_ns is None):
+                is_dropped = is_last and (is_gone or file.dirty_since_ns is None)
+                if is_dropped:
                     del self._files[file.node_id]
-            if is_gone:
+            # A write or truncation that failed may have left a buffer in a file that is clean.
+            if is_gone or (is_dropped and file.has_buffers):
                 file.discard()
         if opened.was_read and self.update_atime and node is not None and node.nlink:
             self._note_reading(node)

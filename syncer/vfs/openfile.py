@@ -89,6 +89,11 @@ class OpenFile:
         """Whether a flush by the kernel has anything to do."""
         return self.dirty_since_ns is not None or self.times.has_saved_guess
 
+    @property
+    def has_buffers(self) -> bool:
+        """Whether it takes memory that counts for all open files."""
+        return bool(self._buffers)
+
     def forget_write_time(self) -> None:
         """The caller sets the file's times itself: what was written before does not count."""
         if self._log.logged_bytes:
@@ -201,8 +206,11 @@ class OpenFile:
                 if len(part) == BLOCK_BYTES:
                     self._write_whole(index, part, now)
                 else:
-                    self._log.note(offset + done, part, self._known(index, start, len(part)))
-                    self._write_part(index, start, part, now)
+                    buffer = self._taking(index, start, start + len(part))
+                    # Not before: bytes that could not be written must not come with a crash.
+                    before = buffer.known(start, len(part)) if len(part) <= MAX_PATCH_BYTES else b""
+                    self._log.note(offset + done, part, before)
+                    self._write_part(index, buffer, start, part, now)
                 done += len(part)
                 # After the bytes, so that a failed write does not leave a longer file.
                 self.size = max(self.size, offset + done)
@@ -226,16 +234,21 @@ class OpenFile:
         # Not before: a write that fails for want of room takes nothing away.
         self._buffers.drop(index)
 
-    def _write_part(self, index: int, start: int, data: memoryview, now_ns: int) -> None:
+    def _taking(self, index: int, start: int, end: int) -> Buffer:
+        """The buffer of a block, able to take these bytes: it may have to be loaded first."""
         buffer = self._buffers.get(index)
         if buffer is None:
             base = self.block_id(index)
             below = None if base == HOLE else base
             buffer = self._buffers[index] = Buffer(bytearray(), below, start, start, not below)
-        end = start + len(data)
         if not buffer.takes(start, end):
             self._load(buffer)
-        was_whole = buffer.is_whole
+        return buffer
+
+    def _write_part(
+        self, index: int, buffer: Buffer, start: int, data: memoryview, now_ns: int
+    ) -> None:
+        end, was_whole = start + len(data), buffer.is_whole
         self._shared.count(buffer.write(start, data))
         self._note_dirty(now_ns)
         if buffer.is_whole and (end == BLOCK_BYTES or not was_whole):
@@ -243,13 +256,6 @@ class OpenFile:
             # pieces that end within blocks, and not in order.
             self.size = max(self.size, (index + 1) * BLOCK_BYTES)
             self._seal(self._buffers.whole_front())
-
-    def _known(self, index: int, start: int, length: int) -> bytes:
-        """What a buffer that is complete has in this place, else b""."""
-        buffer = self._buffers.get(index)
-        if buffer is None or buffer.base is not None or length > MAX_PATCH_BYTES:
-            return b""
-        return bytes(buffer.data[start : start + length])
 
     def _load(self, buffer: Buffer) -> None:
         """Complete a buffer that knows only what was written, from the block below it."""
@@ -323,15 +329,17 @@ class OpenFile:
         while self._found:
             offset, data = self._found[0]
             index, start = divmod(offset, BLOCK_BYTES)
-            self._write_part(index, start, memoryview(data), self._tree.now_ns())
+            buffer = self._taking(index, start, start + len(data))
+            self._write_part(index, buffer, start, memoryview(data), self._tree.now_ns())
             del self._found[0]
 
     def _seal_inline(self) -> bool:
         """Commit a tiny file into the database; False if it is not tiny, or there are too many."""
         if not self._buffers or not self._fits_inline(self.size):
             return False
-        buffer = self._loaded(0)
-        assert buffer is not None
+        buffer = self._buffers[0]
+        if buffer.base is not None:
+            self._load(buffer)
         self._place_inline(bytes(buffer.data[: self.size]), self.size)
         return True
 
@@ -438,39 +446,38 @@ class OpenFile:
         with self.lock:
             self._lay_found()
             self._leave_inline()
-            self.note_write(self._tree.now_ns())
             if size < self.size:
                 self._shrink(size)
             else:
+                self.note_write(self._tree.now_ns())
                 self.size = size
             self.flush(seal=True)
 
     def _shrink(self, size: int) -> None:
-        """Cut the file. What may fail for want of room comes before anything is changed."""
+        """Cut the file. What may fail, for want of room or of a block, comes before any change."""
         keep, rest = divmod(size, BLOCK_BYTES)
         self._seal([index for index in self._buffers if index < keep])
-        tail = self._loaded(keep) if rest else None
-        kept = bytes(tail.data[:rest]) if tail is not None else b""
-        if self._buffers and self._fits_inline(size):
+        kept = self._head(keep, rest)
+        if (kept or self._buffers) and self._fits_inline(size):
+            self.note_write(self._tree.now_ns())
             self._place_inline(kept, size)
         else:
             blocks = {keep: self._blocks.put(kept)} if kept else {}
+            self.note_write(self._tree.now_ns())
             self._place(blocks, size, keep + bool(rest))
         for index in [index for index in self._buffers if index >= keep]:
             self._buffers.drop(index)
         self.size = size
 
-    def _loaded(self, index: int) -> Buffer | None:
-        """The complete buffer of a block, made if need be; None if it is a hole."""
+    def _head(self, index: int, length: int) -> bytes:
+        """The first bytes of a block, as far as it has so many."""
         buffer = self._buffers.get(index)
-        if buffer is None:
-            block_id = self.block_id(index)
-            if block_id == HOLE:
-                return None
-            buffer = self._buffers[index] = Buffer(bytearray(), block_id)
-        if buffer.base is not None:
-            self._load(buffer)
-        return buffer
+        if buffer is not None:
+            if not buffer.covers(0, length):
+                self._load(buffer)
+            return bytes(buffer.data[:length])
+        block_id = self.block_id(index) if length else HOLE
+        return b"" if block_id == HOLE else bytes(self._blocks.get(block_id)[:length])
 
     # The end
 
