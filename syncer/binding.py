@@ -22,6 +22,7 @@ from typing import Any
 
 from syncer.errors import MountError
 from syncer.kernel import Invalidator, answer_init, is_dying, request_of, sleeps_of
+from syncer.metadata.aliases import StalePath
 from syncer.metadata.node import Node
 from syncer.mount import CODEC, Operations
 from syncer.statbuf import StatBuffer
@@ -117,6 +118,7 @@ def serve(
     """
     binding = _load(version)
     binding.options = options
+    binding.mountpoint = os.fsencode(mountpoint)
     module = binding.module
 
     def caller() -> Caller:
@@ -243,6 +245,7 @@ class _Common:
 
     operations: Operations
     options: MountOptions
+    mountpoint: bytes
     module: Any
     """The binding's own module."""
     stat: StatBuffer
@@ -262,7 +265,7 @@ class _Common:
             log.exception("%s was interrupted", function.__name__)
             return -errno.EIO
 
-    def invalidate(self, paths: list[bytes], *, waits: bool = True) -> None:
+    def invalidate(self, stale: list[StalePath], *, waits: bool = True) -> None:
         """Have the kernel forget what it knows of these paths, if the binding can tell it."""
 
     def open(self, path: bytes, fip: Any) -> None:
@@ -377,14 +380,16 @@ class _Calls3(_Common):
         wanted.time_gran = 1
         library = self.module._libfuse
         fuse = library.fuse_get_context().contents.fuse
-        self._invalidator = Invalidator(library, fuse)
+        # Under the writeback cache the kernel keeps a file's size for as long as it knows it.
+        owns_sizes = bool(wanted.want & _CAP_WRITEBACK_CACHE)
+        self._invalidator = Invalidator(library, fuse, self.mountpoint if owns_sizes else None)
         self.operations.set_cache_dropper(self._invalidator.hand_over)
         # Before the answer: libfuse's other threads serve requests as soon as the kernel has it.
         self.operations.start()
         answer_init(library, fuse, wanted)
 
-    def invalidate(self, paths: list[bytes], *, waits: bool = True) -> None:
-        self._invalidator.run(paths, waits=waits)
+    def invalidate(self, stale: list[StalePath], *, waits: bool = True) -> None:
+        self._invalidator.run(stale, waits=waits)
 
     def getattr_fuse_3(self, path: bytes | None, buf: Any, fip: Any) -> None:
         self._looks += 1

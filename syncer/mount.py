@@ -26,6 +26,7 @@ from syncer.errors import (
     SyncerError,
     TemporaryError,
 )
+from syncer.metadata.aliases import StalePath
 from syncer.metadata.history import PrunedError
 from syncer.metadata.node import Node
 from syncer.vfs.caller import Caller, Request
@@ -114,7 +115,7 @@ class Operations:
     def start(self) -> None:
         self._host.started()
 
-    def stale_paths(self) -> list[bytes]:
+    def stale_paths(self) -> list[StalePath]:
         return self._vfs.take_stale_paths()
 
     def attributes(self, target: Target) -> Node:
