@@ -193,6 +193,24 @@ def test_a_file_that_an_editor_saves_by_renaming_keeps_its_pin(rig: Rig) -> None
     assert (rig.state(b"/other/0"), rig.state(b"/other/1")) == ("local", "remote")
 
 
+def test_a_rename_that_fails_leaves_the_pin_where_it_was(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.pin(b"/other/0")
+    handle = rig.vfs.create(b"/other/new", 0o644, os.O_WRONLY, ME)
+
+    def fail(*_: object) -> None:
+        raise LocalFullError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.vfs.files, "fsync", fail)
+        with pytest.raises(LocalFullError):
+            rig.vfs.rename(b"/other/new", b"/other/0")
+    rig.vfs.release(handle)
+    (pin,) = rig.keeping.pins(nothing)["pins"]
+    assert pin["path"] == "/other/0"
+
+
 def test_what_moves_into_a_pinned_folder_is_fetched(rig: Rig) -> None:
     rig.pin(b"/thumbs")
     rig.evict()

@@ -239,10 +239,12 @@ class HiddenFiles:
             replaces = was_hidden or self._tree.lookup(*place) is not None
             if node is None or not node.is_file or not replaces:
                 return
-            self._hand_on_pin(new, node.id)
             handle = self._files.open(node)
         try:
             self._files.fsync(handle, lambda: None)
+            with self._files.lock:
+                # Not before: where that fails, so does the rename, and its target stays pinned.
+                self._hand_on_pin(new, node.id)
         finally:
             if self._files.release(handle):
                 self.closed(node.id)
