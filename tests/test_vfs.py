@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from syncer.codec import BLOCK_BYTES
+from syncer.errors import LocalFullError
 from syncer.vfs import hidden
 from syncer.vfs.caller import Caller, Request
 from syncer.vfs.calls import RENAME_EXCHANGE, RENAME_NOREPLACE, Caching
@@ -71,6 +72,21 @@ def test_the_kernel_keeps_pages_only_of_what_has_one_name_and_one_writer(rig: Vf
     rig.vfs.read_only = None
     rig.vfs.link(b"/file", b"/other")
     assert rig.vfs.caching(handle) is Caching.NONE
+
+
+def test_an_open_that_can_not_truncate_leaves_no_handle(
+    rig: VfsRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.make(b"/file", b"content")
+
+    def fail(*_: object) -> None:
+        raise LocalFullError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.vfs.files, "truncate", fail)
+        with pytest.raises(LocalFullError):
+            rig.vfs.open(b"/file", os.O_WRONLY | os.O_TRUNC)
+    assert not rig.vfs.files.count()
 
 
 def test_who_changes_a_file_with_two_names_is_told_of_both(rig: VfsRig) -> None:

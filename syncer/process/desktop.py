@@ -1,4 +1,4 @@
-"""Mounting at login: an XDG autostart entry or a systemd user unit, and systemd's notifications.
+"""Mounting at login: an XDG autostart entry or a systemd user unit.
 
 Both forms run ``python -m syncer mount DATA MOUNTPOINT`` with the Python that runs now. There is
 one entry for each mount point, in one form: adding it again, or in the other form, replaces it.

@@ -378,8 +378,13 @@ class Vfs:
             handle = self.files.open(node, writable=writable)
         self.hidden.replacing.opened()
         if flags & os.O_TRUNC:
-            self._drop_privileges(node.id, caller)
-            self.files.truncate(handle, 0)
+            try:
+                self._drop_privileges(node.id, caller)
+                self.files.truncate(handle, 0)
+            except BaseException:
+                # Nobody else knows the handle.
+                self.release(handle)
+                raise
         return handle
 
     def caching(self, handle: int) -> Caching:

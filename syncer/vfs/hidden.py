@@ -119,7 +119,7 @@ class HiddenFiles:
         self._taken: dict[int, tuple[int, bytes]] = {}
         #: thread -> (that name, its file), while it is sure that a rename follows.
         self._awaited: dict[int, tuple[tuple[int, bytes], int]] = {}
-        #: thread -> (what it took away, and may yet put another file there; until when)
+        #: thread -> (what it took away, and may yet put another file there; what makes that final)
         self._provisional: dict[int, tuple[_Taken, _Watch]] = {}
 
     def find(self, parent: int, name: bytes) -> int | None:

@@ -41,9 +41,10 @@ _MAX_INLINE_BYTES = 65536
 class OpenFile:
     """The shared state of all handles of one file. Safe for use from several threads.
 
-    `lock` guards everything in it and may be held across local I/O and, for writes into a block
-    that is not local, across its fetch: then only this file's users wait. It is taken before
-    the database's lock, never after.
+    `lock` guards its content and may be held across local I/O and, for writes into a block that is
+    not local, across its fetch: then only this file's users wait. It is taken before the database's
+    lock, never after. `handles` and `cached_handles` are guarded by that of `Files`; `size`,
+    `times` and `dirty_since_ns` are also read without any, see `overlay`.
     """
 
     def __init__(
