@@ -9,10 +9,15 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import apsw
 import pytest
 
+from syncer.errors import AccessError, CorruptError, LocalFullError, PermanentError, SyncerError
+from syncer.metadata import connection
+from syncer.metadata.connection import translate
 from syncer.metadata.db import Database
 from syncer.metadata.known import NAMED_NODE
 
@@ -101,3 +106,106 @@ def test_a_statement_is_not_prepared_anew_for_other_values(db: Database) -> None
     for number in range(3):
         db.query(NAMED_NODE, (number, b"%d" % number))
     assert not asked
+
+
+class _BadDisk(apsw.VFS):
+    """A disk on which some calls fail, once `fails` names them with SQLite's code for that."""
+
+    def __init__(self) -> None:
+        super().__init__("bad-disk", "unix")
+        self.fails: dict[str, int] = {}
+
+    def look(self, call: str) -> None:
+        if call in self.fails:
+            raise apsw.exception_for(self.fails[call])
+
+    def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
+        return _BadFile(self, name, flags)
+
+
+class _BadFile(apsw.VFSFile):
+    def __init__(self, disk: _BadDisk, name: Any, flags: list[int]) -> None:
+        super().__init__("unix", name, flags)
+        self._disk = disk
+
+    def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
+        self._disk.look("read")
+        return super().xRead(amount, offset)
+
+    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
+        self._disk.look("write")
+        super().xWrite(data, offset)
+
+
+@pytest.fixture
+def bad_disk() -> Iterator[_BadDisk]:
+    disk = _BadDisk()
+    apsw.set_default_vfs("bad-disk")
+    try:
+        yield disk
+    finally:
+        apsw.set_default_vfs("unix")
+        disk.unregister()
+
+
+def test_a_disk_that_fails_is_not_taken_for_a_damaged_database(
+    bad_disk: _BadDisk, tmp_path: Path
+) -> None:
+    path = tmp_path / "metadata.db"
+    with contextlib.closing(Database(path)) as db:
+        write(db, 300)
+        db.checkpoint()
+        db._connection.execute("PRAGMA shrink_memory")
+        bad_disk.fails = {"read": apsw.SQLITE_IOERR_READ}
+        with pytest.raises(PermanentError, match="the disk that holds"):
+            db.query("SELECT * FROM garbage")
+        assert not db.damage
+        bad_disk.fails = {}
+        assert len(db.query("SELECT * FROM garbage")) == 300
+    bad_disk.fails = {"read": apsw.SQLITE_IOERR_READ}
+    with pytest.raises(PermanentError, match="the disk that holds"):
+        Database(path)
+    bad_disk.fails = {}
+    Database(path).close()
+
+
+@pytest.mark.parametrize(
+    ("code", "is_full", "expected"),
+    [
+        (apsw.SQLITE_FULL, False, LocalFullError),
+        (apsw.SQLITE_IOERR_WRITE, True, LocalFullError),
+        (apsw.SQLITE_IOERR_SHMSIZE, True, LocalFullError),
+        (apsw.SQLITE_CANTOPEN, True, LocalFullError),
+        (apsw.SQLITE_IOERR_WRITE, False, PermanentError),
+        (apsw.SQLITE_IOERR_READ, True, PermanentError),
+        (apsw.SQLITE_CANTOPEN, False, AccessError),
+        (apsw.SQLITE_READONLY, True, AccessError),
+        (apsw.SQLITE_CORRUPT_INDEX, True, CorruptError),
+        (apsw.SQLITE_NOTADB, True, CorruptError),
+        (apsw.SQLITE_BUSY, True, SyncerError),
+    ],
+)
+def test_errors_of_sqlite_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    code: int,
+    is_full: bool,
+    expected: type[SyncerError],
+) -> None:
+    monkeypatch.setattr(connection, "_is_full", lambda path: is_full)
+    assert type(translate(tmp_path / "metadata.db", apsw.exception_for(code))) is expected
+
+
+def test_a_disk_without_room_for_a_file_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    def disk(**given: int) -> None:
+        usual = {"f_frsize": 4096, "f_bavail": 1000, "f_files": 100, "f_favail": 50}
+        monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(**usual | given))
+
+    disk()
+    assert not connection._is_full(Path("/any/file"))
+    disk(f_bavail=8)
+    assert connection._is_full(Path("/any/file"))
+    disk(f_favail=0)
+    assert connection._is_full(Path("/any/file"))
+    disk(f_files=0, f_favail=0)
+    assert not connection._is_full(Path("/any/file")), "this one counts no files"

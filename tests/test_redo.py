@@ -17,7 +17,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from syncer.errors import CorruptError, LocalFullError
+from syncer.errors import CorruptError, LocalFullError, PermanentError
 from syncer.metadata import redo
 from syncer.metadata.db import FILE_ENDS, Database
 
@@ -338,7 +338,7 @@ def test_a_full_disk_undoes_no_group_that_is_larger_than_the_cache(
     with files_end_at(max(db.wal_bytes(), 200_000)):
         done = [0]
         # The limit is an error of its own to SQLite, unlike a full disk.
-        with contextlib.suppress(LocalFullError, CorruptError):
+        with contextlib.suppress(LocalFullError, PermanentError):
             for number in range(1, 5000):
                 add(db, number, name="x" * 300)
                 done.append(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -9,7 +10,13 @@ from typing import Any
 
 import apsw
 
-from syncer.errors import AccessError, CorruptError, LocalFullError, SyncerError
+from syncer.errors import (
+    AccessError,
+    CorruptError,
+    LocalFullError,
+    PermanentError,
+    SyncerError,
+)
 
 #: When the WAL begins anew, its file is cut to this.
 _WAL_LIMIT_BYTES = 64 << 20
@@ -18,6 +25,23 @@ _WAL_LIMIT_BYTES = 64 << 20
 _SPILL_KIB = 64 << 10
 
 _COMMITTED_CACHE_KIB = 1024
+
+#: With less than this, the disk has no room for what opening a database needs: the index of the WAL
+#: grows by 32 KiB at once.
+_FULL_BELOW_BYTES = 64 << 10
+#: SQLite has no code of its own for a disk without room where these fail.
+_NEED_ROOM = frozenset(
+    {
+        apsw.SQLITE_IOERR_WRITE,
+        apsw.SQLITE_IOERR_FSYNC,
+        apsw.SQLITE_IOERR_DIR_FSYNC,
+        apsw.SQLITE_IOERR_TRUNCATE,
+        apsw.SQLITE_IOERR_SHMOPEN,
+        apsw.SQLITE_IOERR_SHMSIZE,
+        apsw.SQLITE_IOERR_SHMMAP,
+        apsw.SQLITE_CANTOPEN,
+    }
+)
 
 Row = tuple[Any, ...]
 
@@ -92,13 +116,31 @@ def connect(
 
 
 def translate(path: Path, error: apsw.Error) -> SyncerError:
-    """Our error for one of SQLite's about the database at `path`."""
-    if isinstance(error, apsw.FullError):
-        return LocalFullError(f"the disk that holds {path} is full; free some space")
+    """Our error for one of SQLite's about the database at `path`.
+
+    Only what SQLite finds wrong in the file is damage. A disk that is full or fails says nothing
+    about that, and a repair would put another database in the place of a good one.
+    """
     if isinstance(error, (apsw.CorruptError, apsw.NotADBError)):
         return CorruptError(f"the database {path} is damaged ({error})")
+    code = getattr(error, "extendedresult", 0)
+    if isinstance(error, apsw.FullError) or (code in _NEED_ROOM and _is_full(path)):
+        return LocalFullError(f"the disk that holds {path} is full; free some space")
     if isinstance(error, (apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError)):
         return AccessError(f"the database {path} can't be opened ({error}); check its permissions")
     if isinstance(error, apsw.IOError):
-        return CorruptError(f"the disk that holds {path} fails ({error})")
+        return PermanentError(
+            f"the disk that holds {path} fails ({error}); the system's log may tell why"
+        )
     return SyncerError(f"the database {path}: {error}")
+
+
+def _is_full(path: Path) -> bool:
+    """Whether the disk has no room for another page, or for another file."""
+    try:
+        disk = os.statvfs(path.parent)
+    except OSError:
+        return False
+    # Some file systems count no files.
+    has_no_names = bool(disk.f_files) and not disk.f_favail
+    return has_no_names or disk.f_bavail * disk.f_frsize < _FULL_BELOW_BYTES

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from syncer.config import Config
+from syncer.errors import LocalFullError
+from tests.damage import Place
 from tests.faults.line import noise
 from tests.mounted import BINDINGS, mounted
 from tests.processes import contents, wait_for
@@ -33,7 +36,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True, timeout=60)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=60)
 
 
 def free_bytes(folder: Path) -> int:
@@ -116,3 +119,23 @@ def test_a_disk_without_room_for_metadata_refuses_and_loses_nothing(
         assert contents(mount.path) == before
         with mounted(tmp_path, FUSE, name="clone", remote=mount.remote, clone=True) as clone:
             assert contents(clone.path) == before
+
+
+@pytest.mark.parametrize("left_bytes", [0, 4096, 16384])
+def test_a_full_disk_is_not_taken_for_a_damaged_database(
+    tmp_path: Path, small_disk: Path, left_bytes: int
+) -> None:
+    """Who repairs a good database loses what was done since the last round."""
+    place = Place.made_in(tmp_path / "large").copied_to(small_disk)
+    Config.load(place.folder.config).with_value("min_free", "1").save(place.folder.config)
+    ballast = fill(small_disk, left_bytes)
+    with pytest.raises(LocalFullError, match="free some space") as error, place.engine():
+        pass
+    assert "repair" not in str(error.value)
+    for repair in (False, True):
+        with pytest.raises(LocalFullError, match="free some space"):
+            place.fsck(repair=repair)
+    assert not list(place.data.glob("*.damaged-*"))
+    ballast.unlink()
+    assert place.fsck().state == "clean"
+    assert place.read_all() == place.files
