@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,12 +25,13 @@ from typing import Any
 
 import apsw
 
-from syncer.errors import CorruptError, FormatError, SyncerError
+from syncer.errors import CorruptError, SyncerError
 from syncer.metadata import redo
 from syncer.metadata.connection import CommittedRows, Reader, Row, connect, translate
 from syncer.metadata.redo import MAX_STATEMENTS
-from syncer.metadata.schema import META_KEYS, SCHEMA, SCHEMA_VERSION, UPGRADES
+from syncer.metadata.schema import META_KEYS, SCHEMA, SCHEMA_VERSION
 from syncer.metadata.transaction import Transaction
+from syncer.metadata.versions import check_version, upgrade
 from syncer.metadata.wal import Wal
 
 #: A change of a name writes some seven pages to the WAL. Small pages halve that against 4096
@@ -45,8 +45,6 @@ _BEGIN_LOG = "INSERT OR REPLACE INTO meta VALUES('redo_key', ?), ('redo_sequence
 _NOTE_SEQUENCE = "UPDATE meta SET value = ? WHERE key = 'redo_sequence'"
 
 log = logging.getLogger(__name__)
-
-_TABLES = frozenset(re.findall(r"CREATE (?:TABLE|INDEX) (\w+)", SCHEMA))
 
 
 class Database:
@@ -97,7 +95,7 @@ class Database:
         if read_only:
             with self._translated():
                 self._connection = connect(path, apsw.SQLITE_OPEN_READONLY)
-            self._check_version(may_upgrade=False)
+                check_version(self._connection, path, may_upgrade=False)
             return
         is_new = not path.exists()
         if is_new and must_exist:
@@ -107,10 +105,10 @@ class Database:
             try:
                 if is_new:
                     self._make()
-                self._check_version(may_upgrade=True)
+                check_version(self._connection, path, may_upgrade=True)
                 self._wal = Wal(path, self._connection)
                 self._take_up_log()
-                self._upgrade()
+                upgrade(self._connection, path)
                 if is_new:
                     self.sync()
                 self._wal.sync_name()
@@ -197,30 +195,6 @@ class Database:
             yield
         except apsw.Error as error:
             raise self._failure(error) from error
-
-    def _check_version(self, *, may_upgrade: bool) -> None:
-        tables = "SELECT name FROM sqlite_master"
-        has_meta = ("meta",) in self.query(tables)
-        version = self.get_meta("schema_version") if has_meta else None
-        if not isinstance(version, int):
-            raise CorruptError(f"{self.path} is not a syncer database")
-        if version < SCHEMA_VERSION and not may_upgrade:
-            raise FormatError(f"{self.path} was written by an older syncer; mount it once")
-        if version > SCHEMA_VERSION:
-            raise FormatError(f"{self.path} was written by a newer syncer; install that version")
-        if version == SCHEMA_VERSION:
-            self._check_tables()
-
-    def _upgrade(self) -> None:
-        for old in range(self.get_meta("schema_version"), SCHEMA_VERSION):
-            with self.transaction():
-                self.execute(UPGRADES[old])
-                self.set_meta("schema_version", old + 1)
-        self._check_tables()
-
-    def _check_tables(self) -> None:
-        if not _TABLES <= {row[0] for row in self.query("SELECT name FROM sqlite_master")}:
-            raise CorruptError(f"the database {self.path} is damaged (it lacks tables)")
 
     def transaction(self) -> contextlib.AbstractContextManager[None]:
         """All statements inside become visible and crash-safe together, or none of them.
