@@ -17,9 +17,12 @@ import pytest
 
 from syncer.errors import AccessError, CorruptError, LocalFullError, PermanentError, SyncerError
 from syncer.metadata import connection
-from syncer.metadata.connection import translate
+from syncer.metadata.connection import connect, translate
 from syncer.metadata.db import Database
 from syncer.metadata.known import NAMED_NODE
+
+#: The index of the WAL begins with this, and a copy of it.
+_INDEX_HEADER_BYTES = 48
 
 
 @pytest.fixture
@@ -209,3 +212,26 @@ def test_a_disk_without_room_for_a_file_is_full(monkeypatch: pytest.MonkeyPatch)
     assert connection._is_full(Path("/any/file"))
     disk(f_files=0, f_favail=0)
     assert not connection._is_full(Path("/any/file")), "this one counts no files"
+
+
+def test_a_checkpoint_goes_on_while_another_thread_commits(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who commits writes the header of the WAL's index twice; in between, SQLite says "busy"."""
+    write(db, 10)
+    db.sync()
+    write(db, 10)
+
+    def connect_and_tear(path: Path) -> apsw.Connection:
+        made = connect(path)
+        with open(f"{path}-shm", "r+b") as index:
+            index.seek(_INDEX_HEADER_BYTES)
+            index.write(bytes(_INDEX_HEADER_BYTES))
+        torn.append(path)
+        return made
+
+    torn: list[Path] = []
+    monkeypatch.setattr("syncer.metadata.db.connect", connect_and_tear)
+    db.checkpoint()
+    assert torn
+    assert len(db.query("SELECT * FROM garbage")) == 10

@@ -433,7 +433,10 @@ class Database:
         with self._translated():
             connection = connect(self.path)
             try:
-                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                # SQLite is busy at once if it looks while another thread has its commit half noted
+                # in the index of the WAL. The part under the lock takes all then.
+                with contextlib.suppress(apsw.BusyError):
+                    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
                 with self.lock:
                     self._commit_all()
                     connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
