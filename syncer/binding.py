@@ -22,6 +22,7 @@ from typing import Any
 
 from syncer.errors import MountError
 from syncer.kernel import Invalidator, answer_init, is_dying, request_of, sleeps_of
+from syncer.libfuse import library_of
 from syncer.metadata.aliases import StalePath
 from syncer.metadata.node import Node
 from syncer.mount import CODEC, Operations
@@ -74,34 +75,6 @@ class MountOptions:
     """Let the kernel gather small writes (libfuse 3)."""
     extra: tuple[str, ...] = ()
     """Options of the mount command's -o."""
-
-
-def available_versions() -> list[int]:
-    """The versions of libfuse that this machine has: some of 3, 2."""
-    return [version for version in (3, 2) if _library(version)]
-
-
-def _library(version: int) -> str | None:
-    """The name of the shared library, if it can be loaded."""
-    name = {3: "libfuse3.so.3", 2: "libfuse.so.2"}[version]
-    try:
-        ctypes.CDLL(name)
-    except OSError:
-        return None
-    return name
-
-
-def choose_version(wanted: str) -> int:
-    """The libfuse version for `--fuse auto|2|3`. Raises MountError that names the package."""
-    versions = available_versions()
-    if wanted == "auto":
-        if not versions:
-            raise MountError("libfuse is missing; install the package fuse3")
-        return versions[0]
-    if int(wanted) not in versions:
-        package = {"3": "fuse3", "2": "libfuse2"}[wanted]
-        raise MountError(f"libfuse {wanted} is missing; install the package {package}")
-    return int(wanted)
 
 
 def serve(
@@ -157,7 +130,7 @@ def _load(version: int) -> Any:
 
     Both bindings decide at import time which library to use, so one process uses one of them.
     """
-    library = _library(version)
+    library = library_of(version)
     if library is None:
         raise MountError(f"libfuse {version} is missing")
     os.environ["FUSE_LIBRARY_PATH"] = library

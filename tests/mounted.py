@@ -22,8 +22,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from syncer.binding import available_versions
 from syncer.config import Config
+from syncer.libfuse import available_versions
 
 ROOT = Path(__file__).resolve().parent.parent
 """The repository, from which `python -m syncer` runs."""

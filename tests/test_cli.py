@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from syncer import binding
+from syncer import libfuse
 from syncer.commands import cli, parser, report
 from syncer.config import Config
 from syncer.errors import UsageError
@@ -237,7 +237,7 @@ def test_a_missing_library_or_program_is_named_with_its_package(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("mount", "data", "remote", "mnt")
-    monkeypatch.setattr(binding, "available_versions", list)
+    monkeypatch.setattr(libfuse, "available_versions", list)
     assert "package fuse3" in fails(capsys, 13, *words)
     assert "package libfuse2" in fails(capsys, 13, *words, "--fuse", "2")
     monkeypatch.undo()

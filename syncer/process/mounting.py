@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from syncer import binding
+from syncer import libfuse
 from syncer.config import DEFAULT_LIMIT_BYTES, Config, setting_for
 from syncer.errors import ForeignError, MountError, UsageError
 from syncer.process import mounts
@@ -45,7 +45,7 @@ def plan_mount(arguments: argparse.Namespace, at: PastMoment | None = None) -> M
     for key in ("transport", "fuse", "writeback", "subtype", "show_snapshots"):
         if text := getattr(arguments, key):
             config = config.with_value(key, text)
-    fuse = binding.choose_version(config.fuse)
+    fuse = libfuse.choose_version(config.fuse)
     mounts.check_fuse(fuse)
     path = Path(os.path.abspath(mountpoint))
     # Before it is resolved: what a crash left behind can't be looked at.
