@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import logging
 import os
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from syncer.kernel import Invalidator, answer_init, is_dying, request_of, sleeps
 from syncer.libfuse import library_of
 from syncer.metadata.aliases import StalePath
 from syncer.metadata.node import Node
-from syncer.mount import CODEC, Operations
+from syncer.mount import CODEC, Operations, Refusal
 from syncer.statbuf import StatBuffer
 from syncer.threadstate import keep
 from syncer.vfs.caller import Caller
@@ -86,12 +87,15 @@ def serve(
     """Mount and serve until the file system is unmounted.
 
     `operations_of` makes the operations, given a function that tells who calls. Raises
-    MountError if the mount fails. Run it in a thread that is not the main one: then neither
-    libfuse nor its bindings touch the process's signal handlers.
+    MountError if the mount fails, and what kept the operations from starting. Run it in a thread
+    that is not the main one: then neither libfuse nor its bindings touch the process's signal
+    handlers.
     """
     binding = _load(version)
     binding.options = options
     binding.mountpoint = os.fsencode(mountpoint)
+    failures: list[BaseException] = []
+    binding.failures = failures
     module = binding.module
 
     def caller() -> Caller:
@@ -122,7 +126,10 @@ def serve(
             **arguments,
         )
     except RuntimeError as error:
-        raise MountError(f"{mountpoint} could not be mounted (libfuse says {error})") from error
+        if not failures:
+            raise MountError(f"{mountpoint} could not be mounted (libfuse says {error})") from error
+    if failures:
+        raise failures[0]
 
 
 def _load(version: int) -> Any:
@@ -213,12 +220,28 @@ def _times(buffer: Any, now_ns: int) -> tuple[int | None, int | None]:
     return one(buffer.contents.actime), one(buffer.contents.modtime)
 
 
+def _or_refuse(init: Callable[..., None]) -> Callable[..., None]:
+    """For a callback `init`: libfuse would take its error for data of ours, and serve all the
+    same."""
+
+    @functools.wraps(init)
+    def run(fuse: _Common, *arguments: Any) -> None:
+        try:
+            init(fuse, *arguments)
+        except BaseException as error:
+            fuse.refuse(error)
+
+    return run
+
+
 class _Common:
     """What both subclasses share. `self.operations` is an Operations (fusepy: wrapped)."""
 
-    operations: Operations
+    operations: Operations | Refusal
     options: MountOptions
     mountpoint: bytes
+    failures: list[BaseException]
+    """What kept the operations from starting; `serve` raises it."""
     module: Any
     """The binding's own module."""
     stat: StatBuffer
@@ -237,6 +260,13 @@ class _Common:
             # Whatever it is (SystemExit in a library), libfuse's C code can't take it.
             log.exception("%s was interrupted", function.__name__)
             return -errno.EIO
+
+    def refuse(self, error: BaseException) -> None:
+        """The operations could not start: end libfuse's loop, and serve nothing until it ends."""
+        self.failures.append(error)
+        # Before libfuse answers the kernel: requests come as soon as it does.
+        self.operations = Refusal()
+        self.module.fuse_exit()
 
     def invalidate(self, stale: list[StalePath], *, waits: bool = True) -> None:
         """Have the kernel forget what it knows of these paths, if the binding can tell it."""
@@ -331,6 +361,7 @@ class _Calls3(_Common):
     #: How often the kernel has asked for attributes; two threads may count one for two.
     _looks = 0
 
+    @_or_refuse
     def init_fuse_3(self, conn: Any, config: Any) -> None:
         settings, wanted = config.contents, conn.contents
         seconds = _cache_seconds(self.options)
@@ -423,6 +454,7 @@ class _Calls3(_Common):
 class _Calls2(_Common):
     """What the subclass of fusepy's FUSE adds."""
 
+    @_or_refuse
     def init(self, conn: Any) -> None:
         self.operations.start()
 

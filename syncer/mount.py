@@ -14,7 +14,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from syncer.errors import (
     AbandonedError,
@@ -274,6 +274,19 @@ class Operations:
     truncate = chmod = chown = utimens = rename = _answered_by_the_binding
     # Of libfuse 3 only.
     fallocate = lseek = copy_file_range = _answered_by_the_binding
+
+
+class Refusal:
+    """In place of operations that could not start: each call is an error."""
+
+    def error_number(self, error: Exception, operation: str) -> int:
+        return errno.EIO
+
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+    def __call__(self, *arguments: object, **options: object) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def _bytes(text: str) -> bytes:

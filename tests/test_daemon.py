@@ -512,3 +512,112 @@ def test_no_request_is_served_before_recovery_is_done(monkeypatch: pytest.Monkey
     monkeypatch.setattr(binding, "answer_init", lambda *arguments: steps.append("answered"))
     binding._Calls3.init_fuse_3(calls, connection, mock.MagicMock())
     assert steps == ["recovered", "answered"]
+
+
+#: A mount whose engine fails when libfuse is about to serve.
+_FAILS_TO_START = """\
+import sys
+from syncer.commands import cli
+from syncer.errors import LocalFullError
+from syncer.process.engine import Engine
+
+def fail(engine):
+    raise LocalFullError("no room to repair anything")
+
+Engine._recover = fail
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@BOTH_BINDINGS
+@pytest.mark.parametrize("options", [(), ("--foreground",)], ids=["background", "foreground"])
+def test_a_mount_whose_engine_does_not_start_is_an_error_and_gone(
+    place: Place, fuse: str, options: tuple[str, ...]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _FAILS_TO_START, "mount", "--fuse", fuse, *options]
+        + [str(path) for path in (place.data, place.remote, place.mnt)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=ENDS_WITHIN_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 6
+    assert done.stderr.splitlines()[-1] == "syncer: no room to repair anything"
+    assert not is_mounted(place.mnt)
+    assert not (place.data / "control.sock").exists()
+    # Its process is gone, and nothing stands in the way of the next one.
+    place.mount("--fuse", fuse)
+    (place.mnt / "file").write_bytes(os.urandom(100_000))
+    run("flush", "--timeout", "30", place.mnt)
+
+
+#: Serves operations that can't start, with a loop that nobody ends, and tells what a program gets.
+_REFUSES = """\
+import errno, os, subprocess, sys, threading
+from pathlib import Path
+from syncer import binding
+from syncer.metadata.node import Node
+from syncer.mount import Operations
+from tests.processes import wait_for
+
+version, mnt = int(sys.argv[1]), sys.argv[2]
+
+class Broken(Operations):
+    def __init__(self): pass
+    def set_cache_dropper(self, drop): pass
+    def set_abandoned_probe(self, probe): pass
+    def set_asked(self, *asked): pass
+    def start(self): raise ValueError("it can't start")
+    def stale_paths(self): return []
+    def attributes(self, target): return Node(1, 1, 0o40755, 0, 0, 0, 2, 0, 0, 0, 0, 0, None)
+    def opendir(self, path): return 1
+    def mkdir(self, path, mode): pass
+
+load = binding._load
+
+def load_without_an_end(version):
+    fuse = load(version)
+    fuse.module.fuse_exit = lambda: None
+    return fuse
+
+binding._load = load_without_an_end
+raised = []
+
+def serve():
+    try:
+        binding.serve(version, lambda caller: Broken(), mnt, binding.MountOptions("data"))
+    except Exception as error:
+        raised.append(repr(error))
+
+def told(call, *words):
+    try:
+        call(*words)
+        return "nothing"
+    except OSError as error:
+        return errno.errorcode[error.errno]
+
+thread = threading.Thread(target=serve)
+thread.start()
+wait_for(lambda: mnt in Path("/proc/mounts").read_text())
+print(told(os.stat, mnt), told(os.listdir, mnt), told(os.mkdir, mnt + "/folder"))
+subprocess.run(["fusermount3" if version == 3 else "fusermount", "-u", "-z", mnt], check=True)
+thread.join()
+print(*raised)
+"""
+
+
+@BOTH_BINDINGS
+def test_between_a_start_that_fails_and_the_end_no_request_is_served(
+    place: Place, fuse: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _REFUSES, fuse, str(place.mnt)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=ENDS_WITHIN_SECONDS,
+        check=False,
+    )
+    assert done.stdout.splitlines() == ["EIO EIO EIO", 'ValueError("it can\'t start")'], done.stderr

@@ -42,8 +42,9 @@ class ExchangeLoop:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="syncer-publisher", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="syncer-publisher", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def kick(self) -> None:
         """An epoch was closed or blocks became clean: look soon."""

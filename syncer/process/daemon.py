@@ -128,7 +128,7 @@ class _Signalled:
 class _LoopEnded:
     """It is unmounted, or could not be mounted."""
 
-    error: Exception | None
+    error: BaseException | None
 
     def __str__(self) -> str:
         return str(self.error or "it was unmounted")
@@ -287,10 +287,10 @@ class Daemon:
         )
 
         def loop() -> None:
-            error: Exception | None = None
+            error: BaseException | None = None
             try:
                 binding.serve(plan.fuse, served.operations, str(plan.mountpoint), options)
-            except Exception as failure:
+            except BaseException as failure:
                 error = failure
             self._events.put(_LoopEnded(error))
 

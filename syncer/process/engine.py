@@ -226,12 +226,13 @@ class Engine:
         if last_boot:
             # A copy that is gone may have been a pinned one.
             self._tree.pins.loosen()
+        # From here on the end saves what there is, though not all of the threads may start.
+        self._started = True
         self._transfer.start()
         self._keeper.start()
         self._committer.start()
         self._loop.start()
         self.pruner.start()
-        self._started = True
         self._is_swept = not last_boot
         self._sweeper.start()
 
@@ -284,7 +285,8 @@ class Engine:
             self._keeper.stop()
             self.pruner.stop(_PRUNER_ENDS_WITHIN_SECONDS)
             self._loop.stop()
-            self._sweeper.join()
+            if self._sweeper.ident is not None:
+                self._sweeper.join()
             if (is_far or is_near) and not self._db.damage:
                 self._db.set_meta("far", int(is_far))
             if self._is_swept and not self._db.damage:

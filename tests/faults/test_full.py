@@ -15,8 +15,8 @@ from syncer.config import Config
 from syncer.errors import LocalFullError
 from tests.damage import Place
 from tests.faults.line import noise
-from tests.mounted import BINDINGS, mounted
-from tests.processes import contents, wait_for
+from tests.mounted import BINDINGS, CommandError, mounted
+from tests.processes import contents, is_mounted, wait_for
 
 pytestmark = [
     pytest.mark.fuse,
@@ -139,3 +139,34 @@ def test_a_full_disk_is_not_taken_for_a_damaged_database(
     ballast.unlink()
     assert place.fsck().state == "clean"
     assert place.read_all() == place.files
+
+
+def test_on_a_disk_with_hardly_any_room_a_mount_serves_in_full_or_not_at_all(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    with mounted(
+        tmp_path, FUSE, data=small_disk / "data", expects_warnings=True,
+        settings={"timeout": "1", "min_free": "1"},
+    ) as mount:  # fmt: skip
+        mount.umount()
+        statuses = []
+        said = []
+        for left_kib in (24, 32, 40, 48, 64, 96):
+            ballast = fill(small_disk, left_kib << 10)
+            try:
+                mount.mount()
+                statuses.append(0)
+            except CommandError as error:
+                statuses.append(error.status)
+                said.append(str(error))
+            finally:
+                ballast.unlink()
+            if statuses[-1]:
+                assert not is_mounted(mount.path)
+            else:
+                # Only a whole engine can do that.
+                (mount.path / f"{left_kib}").write_bytes(noise(100_000, left_kib))
+                mount.run("flush", "--timeout", "30", mount.data)
+                mount.umount()
+        assert LocalFullError.exit_code in statuses, statuses
+        assert all(text.startswith("syncer: ") and text.count("\n") == 1 for text in said)
