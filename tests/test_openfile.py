@@ -3,10 +3,13 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 
+from syncer.blocks.budget import disk_bytes
 from syncer.blocks.fetch import block_key
 from syncer.codec import BLOCK_BYTES
 from syncer.errors import LocalFullError, OfflineError
@@ -289,6 +292,72 @@ def test_a_file_that_finds_no_room_when_it_is_closed_is_saved_later(rig: VfsRig)
     rig.round(seal=True)
     rig.reopen()
     assert rig.read(b"/file") == noise(100_000)
+
+
+class Clock:
+    """The time that a budget sees, which passes only while somebody waits for room."""
+
+    def __init__(self, rig: VfsRig, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = time.monotonic()
+        #: Called after each wait.
+        self.after_wait: Callable[[], None] = lambda: None
+        ours = SimpleNamespace(monotonic=lambda: self.seconds)
+        monkeypatch.setattr("syncer.blocks.budget.time", ours)
+        monkeypatch.setattr(rig.cache.budget._changed, "wait", self._wait)
+
+    def _wait(self, seconds: float) -> None:
+        self.seconds += seconds
+        self.after_wait()
+
+
+def six_written(rig: VfsRig) -> None:
+    """Six open files with writes that wait to be saved."""
+    for number in range(6):
+        handle = rig.vfs.create(b"/%d" % number, 0o644, os.O_RDWR, ME)
+        write(rig, handle, noise(100_000, number))
+
+
+@pytest.mark.expects_warnings
+def test_one_who_saves_all_files_waits_in_vain_for_room_as_long_as_for_one(
+    rig: VfsRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    six_written(rig)
+    with no_room(rig):
+        clock = Clock(rig, monkeypatch)
+        began = clock.seconds
+        rig.vfs.files.flush_all(seal=False)
+        assert clock.seconds - began == pytest.approx(rig.timeout_seconds)
+        # The next time begins anew.
+        rig.vfs.files.flush_all(seal=False)
+        assert clock.seconds - began == pytest.approx(2 * rig.timeout_seconds)
+        assert rig.vfs.files.unsaved_count() == 6
+    rig.vfs.files.flush_all(seal=False)
+    assert rig.vfs.files.unsaved_count() == 0
+
+
+def test_one_who_saves_all_files_waits_as_long_as_room_comes_about(
+    rig: VfsRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    six_written(rig)
+    budget = rig.cache.budget
+    each_bytes = disk_bytes(100_000)
+    while budget.try_reserve(each_bytes):
+        pass
+    clock = Clock(rig, monkeypatch)
+    began = moved = clock.seconds
+
+    def make_room_late() -> None:
+        nonlocal moved
+        if clock.seconds - moved >= 0.9 * rig.timeout_seconds:
+            moved = clock.seconds
+            budget.cancel(each_bytes)
+            budget.progress()
+
+    clock.after_wait = make_room_late
+    monkeypatch.setattr("syncer.blocks.budget._WAIT_SECONDS", 0.1 * rig.timeout_seconds)
+    rig.vfs.files.flush_all(seal=False)
+    assert rig.vfs.files.unsaved_count() == 0
+    assert clock.seconds - began > 5 * rig.timeout_seconds
 
 
 @pytest.mark.parametrize("size", [BLOCK_BYTES + 5, 5000])

@@ -7,10 +7,11 @@ which other programs use as well. Bytes are counted as the disk counts them, in 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from syncer.errors import AbandonedError, LocalFullError
@@ -26,6 +27,14 @@ _WAIT_SECONDS = 0.25
 def disk_bytes(size_bytes: int) -> int:
     """What a file of this size takes on the disk: whole pages, as the usual file systems do it."""
     return -(-size_bytes // _PAGE_BYTES) * _PAGE_BYTES
+
+
+class _Vain(threading.local):
+    """What the calling thread has waited for in vain; see `Budget.one_limit`."""
+
+    is_noted = False
+    #: When the wait began.
+    since: float | None = None
 
 
 class Budget:
@@ -57,6 +66,19 @@ class Budget:
         self._free_bytes = 0
         self._looked_at = float("-inf")
         self._since_look_bytes = 0
+        self._vain = _Vain()
+
+    @contextlib.contextmanager
+    def one_limit(self) -> Iterator[None]:
+        """The calling thread has one time limit for all room that it asks for in here.
+
+        After a wait in vain, those that follow are as long only if something is freed or uploaded.
+        """
+        self._vain.is_noted = True
+        try:
+            yield
+        finally:
+            self._vain.is_noted, self._vain.since = False, None
 
     def reserve(self, size_bytes: int) -> None:
         """Set room aside, and wait for it if need be.
@@ -64,16 +86,18 @@ class Budget:
         Raises LocalFullError if nothing was freed or uploaded for the time limit: waiting longer
         would not help. Raises AbandonedError if the caller waits in vain.
         """
-        began = time.monotonic()
         with self._changed:
             if self._take(size_bytes):
                 return
+            began = time.monotonic() if self._vain.since is None else self._vain.since
             self._waiting += 1
             try:
                 while not self._take(size_bytes):
                     deadline = max(began, self._progress_at) + self._timeout_seconds
                     remaining = deadline - time.monotonic()
                     if self._closed or remaining <= 0:
+                        if self._vain.is_noted:
+                            self._vain.since = began
                         raise LocalFullError(self._why())
                     if self.is_abandoned():
                         raise AbandonedError("nobody waits for this room any more")

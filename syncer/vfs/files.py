@@ -463,12 +463,17 @@ class Files:
 
     def flush_all(self, *, seal: bool) -> None:
         """Commit what open files hold in buffers. A file that can't be committed now stays, and so
-        does one for which the calling thread has waited long enough.
+        does one for which the calling thread has waited long enough: where there is no room for
+        one, the others do not wait for it as long again.
 
         Without `seal`, small rewrites become patches, and blocks only after a while.
         """
         with self.lock:
             files = [file for file in self._files.values() if file.dirty_since_ns is not None]
+        with self._blocks.cache.budget.one_limit():
+            self._flush_each(files, seal=seal)
+
+    def _flush_each(self, files: list[OpenFile], *, seal: bool) -> None:
         for file in files:
             # One that was removed has nothing to be saved, and perhaps no block to load.
             self.forget(file.node_id)
