@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from syncer.errors import LocalFullError
+from syncer.errors import LocalFullError, SyncerError
 from syncer.process.committer import Committer
-from tests.vfs_rig import VfsRig
+from tests.vfs_rig import ME, VfsRig
 
 _SOON_SECONDS = 30.0
 _INTERVAL_SECONDS = 0.05
@@ -134,3 +135,48 @@ def test_a_round_that_fails_is_told_of_until_one_succeeds(
         assert not busy.journaled and not busy.closed.is_set()
     assert busy.closed.wait(_SOON_SECONDS)
     assert busy.committer.error == ""
+
+
+@pytest.mark.expects_warnings
+def test_at_the_end_all_else_is_safe_before_anybody_waits_for_room(
+    rig: VfsRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.make(b"/closed", b"content")
+    handle = rig.vfs.create(b"/open", 0o644, os.O_RDWR, ME)
+    rig.vfs.write(handle, memoryview(bytes(range(256)) * 400), 0)
+    epoch = rig.epochs.open
+    durable: list[int] = []
+    flush_all = rig.vfs.files.flush_all
+
+    def flush(*, seal: bool) -> dict[int, SyncerError]:
+        if not hasattr(rig.committer._patience, "until"):
+            durable.append(rig.db.get_meta("durable"))
+        return flush_all(seal=seal)
+
+    def refuse(size_bytes: int) -> None:
+        raise LocalFullError("there is no room")
+
+    monkeypatch.setattr(rig.vfs.files, "flush_all", flush)
+    monkeypatch.setattr(rig.cache.budget, "reserve", refuse)
+    with pytest.raises(
+        LocalFullError, match=r"1 file could not be saved \(/open: there is no room"
+    ):
+        rig.committer.stop()
+    assert durable == [epoch]
+
+
+@pytest.mark.expects_warnings
+def test_what_was_removed_need_not_be_saved_at_the_end(
+    rig: VfsRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = rig.vfs.create(b"/open", 0o644, os.O_RDWR, ME)
+    rig.vfs.write(handle, memoryview(bytes(range(256)) * 400), 0)
+    rig.vfs.unlink(b"/open")
+
+    def refuse(size_bytes: int) -> None:
+        raise LocalFullError("there is no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.cache.budget, "reserve", refuse)
+        rig.committer.stop()
+    rig.vfs.release(handle)

@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 
-from syncer.errors import AccessError, BusyError, OfflineError, SyncerError, TemporaryError
+from syncer.errors import (
+    AccessError,
+    BusyError,
+    LocalFullError,
+    OfflineError,
+    SyncerError,
+    TemporaryError,
+)
 from syncer.process import control
 from syncer.process.control import ControlServer, NoProcessError, Progress, call
 from tests.processes import wait_for
@@ -211,3 +218,47 @@ def test_too_many_commands_at_once_are_refused(path: Path, monkeypatch: pytest.M
         wait_for(lambda: any(t.name == "syncer-command" for t in threading.enumerate()))
         with pytest.raises(BusyError):
             call(path, "echo", {})
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ControlServer]:
+    server = ControlServer(tmp_path / "socket", {})
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        server.tell_end(None)
+
+
+@pytest.mark.parametrize("failure", [None, LocalFullError("no room"), ValueError("odd")])
+def test_who_waits_for_the_end_is_told_how_it_was(
+    server: ControlServer, tmp_path: Path, failure: Exception | None
+) -> None:
+    with control.watched_end(tmp_path / "socket") as wait:
+        server.stop()
+        server.tell_end(failure)
+        if failure is None:
+            wait(10)
+        else:
+            with pytest.raises(SyncerError, match=str(failure)) as caught:
+                wait(10)
+            assert isinstance(caught.value, type(failure)) == isinstance(failure, SyncerError)
+
+
+def test_an_end_without_a_word_is_an_error(server: ControlServer, tmp_path: Path) -> None:
+    with control.watched_end(tmp_path / "socket") as wait:
+        server.stop()
+        # As the death of the process does.
+        for connection in server._waiting:
+            connection.close()
+        with pytest.raises(TemporaryError, match="did not say how"):
+            wait(10)
+
+
+def test_who_waits_for_the_end_may_leave(server: ControlServer, tmp_path: Path) -> None:
+    for _ in range(40):
+        with control.watched_end(tmp_path / "socket"):
+            assert server._serving
+    wait_for(lambda: not server._serving)
+    assert not server._waiting

@@ -9,6 +9,7 @@ import os
 import select
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from syncer.process.control import NoProcessError
 from syncer.process.folder import DataFolder
 
 _WATCH_SECONDS = 1.0
-#: The mounted process bounds each step of its end; together they stay below this.
+#: Longer than the steps of an end take that have a time limit; see `daemon`.
 _ENDS_WITHIN_SECONDS = 300.0
+#: When it has said how its end was, nothing is left to be done.
+_GOES_WITHIN_SECONDS = 15.0
 _CLEAR_SCREEN = "\x1b[H\x1b[J"
 
 
@@ -47,14 +50,31 @@ def umount(arguments: argparse.Namespace) -> int:
     try:
         if arguments.wait and not found.at:
             flush_folder(folder, None)
-        mounts.unmount(path)
-        if not select.select([process], [], [], _ENDS_WITHIN_SECONDS)[0]:
-            raise TemporaryError(
-                f"{path} is unmounted, but its process has not ended yet; {folder.log} may tell why"
-            )
+        with control.watched_end(socket) as wait_for_end:
+            mounts.unmount(path)
+            _await(wait_for_end, process, f"{path} is unmounted, but", folder)
     finally:
         os.close(process)
     return 0
+
+
+def _await(
+    wait_for_end: Callable[[float], None], process: int, unmounted: str, folder: DataFolder
+) -> None:
+    """Wait until the process is gone. Raises what it could not make safe."""
+    failure: SyncerError | None = None
+    try:
+        wait_for_end(_ENDS_WITHIN_SECONDS)
+    except TimeoutError:
+        pass
+    except SyncerError as error:
+        failure = type(error)(f"{unmounted} not everything is safe: {error}")
+    if not select.select([process], [], [], _GOES_WITHIN_SECONDS)[0]:
+        raise TemporaryError(
+            f"{unmounted} its process has not ended yet; {folder.log} may tell why"
+        )
+    if failure is not None:
+        raise failure
 
 
 # Looking

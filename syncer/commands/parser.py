@@ -147,7 +147,8 @@ def _add_mounting(add: _Add) -> None:
         "[--wait] MOUNTPOINT",
         "unmount",
         "syncer umount mnt --wait",
-        "Returns when everything is safe on the local disk and the mount's process is gone.",
+        "Returns when everything is safe on the local disk and the mount's process is gone; the"
+        " exit status tells whether it is.",
     )
     umount.add_argument("mountpoint", metavar="MOUNTPOINT", help="where it is mounted")
     umount.add_argument(

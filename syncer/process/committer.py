@@ -24,7 +24,9 @@ from becoming power-safe.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -82,11 +84,27 @@ class Committer:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, and take one last round."""
+        """End the thread, and take one last round.
+
+        Raises what kept that from its end, or some files from being saved: what was written to
+        these since they were last saved is lost then.
+        """
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join()
-        self.round()
+        # What needs neither room nor the server is safe before that is waited for. If this fails,
+        # the round most likely tells why.
+        with self._round_lock, contextlib.suppress(SyncerError):
+            self._make_safe()
+        unsaved = self.round()
+        paths = {number: self._vfs.files.path_of(number) for number in unsaved}
+        for number, path in paths.items():
+            if path is not None:
+                count = sum(other is not None for other in paths.values())
+                raise type(unsaved[number])(
+                    f"{count} {'file' if count == 1 else 'files'} could not be saved"
+                    f" ({os.fsdecode(path)}: {unsaved[number]})"
+                )
 
     def _run(self) -> None:
         due = time.monotonic() + self._interval_seconds
@@ -98,7 +116,7 @@ class Committer:
                 if self._has_done(self._finish):
                     self._on_closed()
 
-    def _has_done(self, step: Callable[[], None]) -> bool:
+    def _has_done(self, step: Callable[[], object]) -> bool:
         """Take a part of a round; False if it failed, of which `error` tells then."""
         try:
             with self._round_lock:
@@ -128,29 +146,32 @@ class Committer:
         """Whether the calling thread is at a round, and has waited long enough for open files."""
         return time.monotonic() > getattr(self._patience, "until", float("inf"))
 
-    def _flush_what_goes_on(self, *, seal: bool) -> None:
+    def _flush_what_goes_on(self, *, seal: bool) -> dict[int, SyncerError]:
         self._patience.until = time.monotonic() + _PATIENCE_SECONDS
         try:
-            self._vfs.files.flush_all(seal=seal)
+            return self._vfs.files.flush_all(seal=seal)
         finally:
             del self._patience.until
 
-    def round(self, *, seal: bool = False) -> None:
+    def round(self, *, seal: bool = False) -> dict[int, SyncerError]:
         """Make everything that was written so far power-safe, and close the epoch.
 
         With `seal`, small rewrites become blocks as well, to be uploaded. Waits for what open
-        files need first, and holds up no other round by that.
+        files need first, and holds up no other round by that. Returns why the files that could
+        not be saved were not, by their nodes.
         """
-        self._vfs.files.flush_all(seal=seal)
+        reasons = self._vfs.files.flush_all(seal=seal)
         with self._round_lock:
-            self._make_safe(seal=seal)
+            left = self._make_safe(seal=seal)
             self._finish()
         self._on_closed()
+        # The second try was but a short one.
+        return {number: reasons.get(number, error) for number, error in left.items()}
 
-    def _make_safe(self, *, seal: bool = False) -> None:
-        """Steps 1 to 4."""
+    def _make_safe(self, *, seal: bool = False) -> dict[int, SyncerError]:
+        """Steps 1 to 4. Returns what `flush_all` does."""
         self._vfs.hidden.let_go()
-        self._flush_what_goes_on(seal=seal)
+        left = self._flush_what_goes_on(seal=seal)
         # What was saved now shows since it was written; nobody has to be told again.
         self._vfs.take_stale_paths()
         newest = self._epochs.close()
@@ -158,6 +179,7 @@ class Committer:
         if newest != self._db.get_meta("durable"):
             self._db.set_meta("durable", newest)
         self._db.sync()
+        return left
 
     def _finish(self) -> None:
         """The other steps. Where another round has taken them meanwhile, little is left to do."""

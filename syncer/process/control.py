@@ -6,6 +6,9 @@ The socket lies in the data directory and speaks lines of JSON, one command a co
     {"progress": {...}}                                              the process, any number
     {"result": {...}}  or  {"error": {"exit_code": 4, "message": "..."}}
 
+One command is the socket's own: "end" is answered when the process is at its end, with an error if
+not everything could be made safe.
+
 Only the data directory's owner and root are answered. Bytes that are no text, as in file names,
 travel as Python's surrogate escapes.
 """
@@ -20,7 +23,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,7 @@ _CLIENT_SECONDS = 10.0
 _SILENCE_SECONDS = 300.0
 """How long a command may tell nothing before its client gives up."""
 _STOP_SECONDS = 5.0
+_END = "end"
 _CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
 
@@ -73,6 +77,8 @@ class ControlServer:
         self._lock = threading.Lock()
         # The lock guards the threads that serve a client each.
         self._serving: dict[threading.Thread, socket.socket] = {}
+        #: Those of clients that wait for the end, when all commands have ended.
+        self._waiting: list[socket.socket] = []
 
     def start(self) -> None:
         """Listen. The caller holds the data directory's lock: a socket that is there is stale.
@@ -113,6 +119,15 @@ class ControlServer:
         for thread in serving:
             thread.join(_STOP_SECONDS)
 
+    def tell_end(self, failure: Exception | None) -> None:
+        """After `stop`: tell those who wait for the end how it was."""
+        answer: dict[str, Any] = {"result": {}} if failure is None else _error_line(failure)
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        for connection in waiting:
+            with connection, contextlib.suppress(_GoneError):
+                _send(connection, answer)
+
     def _listen(self) -> None:
         assert self._listener is not None
         while not self._stopping.is_set():
@@ -142,16 +157,22 @@ class ControlServer:
             _send(connection, _error_line(BusyError("too many commands at once; try again")))
 
     def _serve(self, connection: socket.socket) -> None:
+        waits = False
         try:
-            self._answer(connection)
+            waits = self._answer(connection)
         except _GoneError as error:
             log.debug("%s", error)
         finally:
             with self._lock:
                 del self._serving[threading.current_thread()]
-            connection.close()
+                if waits:
+                    self._waiting.append(connection)
+            if not waits:
+                connection.close()
 
-    def _answer(self, connection: socket.socket) -> None:
+    def _answer(self, connection: socket.socket) -> bool:
+        """Carry out a client's command; returns whether it waits for the end."""
+
         def progress(state: dict[str, Any]) -> None:
             if self._stopping.is_set():
                 raise TemporaryError("the mount ends; the rest goes on with the next mount")
@@ -160,6 +181,8 @@ class ControlServer:
         try:
             _check_user(connection)
             command, arguments = _request(connection)
+            if command == _END:
+                return self._wait_for_stop(connection)
             if command not in self._handlers:
                 raise UsageError(f"the mounted process knows no command {command!r}")
             answer = {"result": self._handlers[command](arguments, progress)}
@@ -169,8 +192,19 @@ class ControlServer:
             answer = _error_line(error)
         except Exception as error:
             log.exception("a command failed in a way that nobody foresaw")
-            answer = _error_line(SyncerError(f"{type(error).__name__}: {error}"))
+            answer = _error_line(error)
         _send(connection, answer)
+        return False
+
+    def _wait_for_stop(self, connection: socket.socket) -> bool:
+        """Wait until `stop` ends all commands; False if the client leaves before."""
+        _send(connection, {"progress": {}})
+        connection.settimeout(None)
+        with contextlib.suppress(OSError):
+            # A client sends nothing more; `stop` ends this.
+            connection.recv(1)
+        connection.settimeout(_CLIENT_SECONDS)
+        return self._stopping.is_set()
 
 
 def call(
@@ -201,6 +235,35 @@ def call(
         except OSError:
             pass
     raise TemporaryError(f"the process behind {path} has ended before it answered")
+
+
+@contextlib.contextmanager
+def watched_end(path: Path) -> Iterator[Callable[[float], None]]:
+    """Watch the end of the process behind a control socket, from before it begins.
+
+    What is yielded waits for it, for so many seconds. It raises TimeoutError; what kept the process
+    from making everything safe; and TemporaryError if it died and said nothing.
+
+    Raises NoProcessError, and TemporaryError if the process is at its end already.
+    """
+    with _connected(path) as connection, contextlib.closing(_lines(connection)) as lines:
+
+        def take(timeout_seconds: float) -> dict[str, Any]:
+            connection.settimeout(timeout_seconds)
+            with contextlib.suppress(ConnectionError):
+                if line := next(lines, None):
+                    return line
+            raise TemporaryError(f"the process behind {path} has ended, and did not say how")
+
+        def wait(timeout_seconds: float) -> None:
+            line = take(timeout_seconds)
+            if "error" in line:
+                raise _error(line["error"])
+
+        with contextlib.suppress(_GoneError):
+            _send(connection, {"command": _END, "arguments": {}})
+        wait(_CLIENT_SECONDS)
+        yield wait
 
 
 def process_behind(path: Path) -> int:
@@ -261,7 +324,7 @@ def _request(connection: socket.socket) -> tuple[str, dict[str, Any]]:
     return command, arguments
 
 
-def _lines(connection: socket.socket) -> Iterator[dict[str, Any]]:
+def _lines(connection: socket.socket) -> Generator[dict[str, Any], None, None]:
     """What the other end sends, until it closes. Raises UsageError, OSError, TimeoutError."""
     with connection.makefile("rb") as stream:
         while text := stream.readline(_MAX_LINE_BYTES):
@@ -283,7 +346,9 @@ def _send(connection: socket.socket, line: dict[str, Any]) -> None:
         raise _GoneError(f"the other end of the control socket has gone: {error}") from error
 
 
-def _error_line(error: SyncerError) -> dict[str, Any]:
+def _error_line(error: Exception) -> dict[str, Any]:
+    if not isinstance(error, SyncerError):
+        error = SyncerError(f"{type(error).__name__}: {error}")
     return {"error": {"exit_code": error.exit_code, "message": str(error)}}
 
 

@@ -26,7 +26,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,6 +78,8 @@ class _Served(Protocol):
     def is_writer(self) -> bool: ...
 
     def operations(self, caller: Callable[[], Caller]) -> Operations: ...
+
+    def stop(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -213,12 +215,11 @@ class Daemon:
                 fuse=plan.fuse,
                 update_atime={"noatime", "ro"}.isdisjoint(plan.options),
             )
-            try:
+            control = ControlServer(folder.socket, commands_of(engine))
+            with _ended_in_order(engine, control):
                 if plan.take_over:
                     engine.take_over()
-                self._serve(engine, ControlServer(folder.socket, commands_of(engine)), on_serving)
-            finally:
-                engine.stop()
+                self._serve(engine, control, on_serving)
 
     def _run_view(self, folder: DataFolder, at: PastMoment, on_serving: Callable[[], None]) -> None:
         # Of the two kinds of mounts, each process is one.
@@ -235,11 +236,9 @@ class Daemon:
             fuse=plan.fuse,
         )
         commands: dict[str, Handler] = {"status": lambda given, progress: view.status()}
-        try:
-            socket_path = folder.view_socket(plan.mountpoint)
-            self._serve(view, ControlServer(socket_path, commands), on_serving)
-        finally:
-            view.stop()
+        control = ControlServer(folder.view_socket(plan.mountpoint), commands)
+        with _ended_in_order(view, control):
+            self._serve(view, control, on_serving)
 
     def _serve(
         self, served: _Served, control: ControlServer, on_serving: Callable[[], None]
@@ -364,6 +363,22 @@ class Daemon:
             if isinstance(self._events.next(remaining), _LoopEnded):
                 return True
         return False
+
+
+@contextlib.contextmanager
+def _ended_in_order(served: _Served, control: ControlServer) -> Iterator[None]:
+    """End what is served, and tell those who wait for the end how it was."""
+    failure: Exception | None = None
+    try:
+        try:
+            yield
+        finally:
+            served.stop()
+    except Exception as error:
+        failure = error
+        raise
+    finally:
+        control.tell_end(failure)
 
 
 def commands_of(engine: Engine) -> dict[str, Handler]:

@@ -34,6 +34,7 @@ from syncer.metadata.schema import REBUILT
 from syncer.metadata.tree import Tree
 from syncer.mount import Operations
 from syncer.process.committer import Committer
+from syncer.process.ending import Ending
 from syncer.process.flushing import Flusher
 from syncer.process.folder import DataFolder, mending
 from syncer.process.keeping import Keeping
@@ -264,35 +265,41 @@ class Engine:
             log.warning("the local blocks could not be checked: %s", error)
 
     def stop(self) -> None:
-        """Make everything safe locally, end the threads and close; takes some seconds at most."""
+        """Make everything safe locally, end the threads and close.
+
+        A step that fails keeps none of the others from its turn. Raises what the first of them
+        raised: then not everything is safe, and the next start takes this end for an unclean one.
+        """
         self._is_stopping = True
         self.vfs.read_only = "it is being unmounted"
-        try:
-            if self._started:
-                self.vfs.hidden.stop()
-                self._committer.stop()
-        except CorruptError:
-            # Of a damaged database nothing can be saved any more; all else ends in order.
-            if not self._db.damage:
-                raise
+        end = Ending()
         if self._started:
+            end.take(self.vfs.hidden.stop)
+            end.take(self._committer.stop)
             self.pruner.ask_to_stop()
             # What is under way may finish; then the remote's end breaks every wait for it.
-            self._transfer.stop()
+            end.take(self._transfer.stop)
         is_far, is_near = self._remote.is_far, self._remote.is_near
-        self._remote.close()
+        end.take(self._remote.close)
         if self._started:
-            self._keeper.stop()
-            self.pruner.stop(_PRUNER_ENDS_WITHIN_SECONDS)
-            self._loop.stop()
+            end.take(self._keeper.stop)
+            end.take(lambda: self.pruner.stop(_PRUNER_ENDS_WITHIN_SECONDS))
+            end.take(self._loop.stop)
             if self._sweeper.ident is not None:
-                self._sweeper.join()
-            if (is_far or is_near) and not self._db.damage:
-                self._db.set_meta("far", int(is_far))
-            if self._is_swept and not self._db.damage:
-                self._db.set_meta("boot", "")
-                self._db.sync()
-        self._db.close()
+                end.take(self._sweeper.join)
+            if is_far or is_near:
+                end.take(lambda: self._db.set_meta("far", int(is_far)))
+            if self._is_swept and not end.failure:
+                end.take(self._note_clean_end)
+        end.take(self._db.close)
+        if end.failure and self._db.damage:
+            raise CorruptError(f"{self._db.damage}; {mending(self.folder)}") from end.failure
+        if end.failure:
+            raise end.failure
+
+    def _note_clean_end(self) -> None:
+        self._db.set_meta("boot", "")
+        self._db.sync()
 
     def _on_closed(self) -> None:
         self._transfer.kick()

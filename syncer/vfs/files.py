@@ -461,33 +461,44 @@ class Files:
         """Have the metadata note when files were read, as far as it was only remembered."""
         self._tree.save_readings()
 
-    def flush_all(self, *, seal: bool) -> None:
+    def flush_all(self, *, seal: bool) -> dict[int, SyncerError]:
         """Commit what open files hold in buffers. A file that can't be committed now stays, and so
         does one for which the calling thread has waited long enough: where there is no room for
         one, the others do not wait for it as long again.
 
         Without `seal`, small rewrites become patches, and blocks only after a while.
+
+        Returns why the files that stay do so, by their nodes.
         """
         with self.lock:
             files = [file for file in self._files.values() if file.dirty_since_ns is not None]
         with self._blocks.cache.budget.one_limit():
-            self._flush_each(files, seal=seal)
+            return self._flush_each(files, seal=seal)
 
-    def _flush_each(self, files: list[OpenFile], *, seal: bool) -> None:
+    def _flush_each(self, files: list[OpenFile], *, seal: bool) -> dict[int, SyncerError]:
+        left: dict[int, SyncerError] = {}
         for file in files:
             # One that was removed has nothing to be saved, and perhaps no block to load.
             self.forget(file.node_id)
             try:
                 file.flush(seal=seal or file.is_due(_PATCH_NS))
-            except AbandonedError:
+            except AbandonedError as error:
+                left[file.node_id] = error
                 log.debug("an open file (node %d) is left to a later round", file.node_id)
             except SyncerError as error:
+                left[file.node_id] = error
                 log.warning("an open file (node %d) is not saved yet: %s", file.node_id, error)
             with self.lock:
                 # Closed and opened anew meanwhile, the node has another one.
                 is_listed = self._files.get(file.node_id) is file
                 if is_listed and file.handles == 0 and file.dirty_since_ns is None:
                     del self._files[file.node_id]
+        return left
+
+    def path_of(self, number: int) -> bytes | None:
+        """A path of a file, for messages; None if it has no name any more."""
+        path = self._tree.path_of(number)
+        return None if path == b"?" else path
 
     def reload(self) -> None:
         """Others changed the tables (a follower caught up): open files look again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,3 +171,66 @@ def test_on_a_disk_with_hardly_any_room_a_mount_serves_in_full_or_not_at_all(
                 mount.umount()
         assert LocalFullError.exit_code in statuses, statuses
         assert all(text.startswith("syncer: ") and text.count("\n") == 1 for text in said)
+
+
+def last_boot(data: Path) -> str:
+    """Of what boot the process was that had the data directory last; "" if it ended in order."""
+    with contextlib.closing(sqlite3.connect(data / "metadata.db")) as db:
+        return str(db.execute("SELECT value FROM meta WHERE key = 'boot'").fetchone()[0])
+
+
+def test_umount_from_a_disk_without_room_ends_all_and_is_an_error(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    with mounted(
+        tmp_path, FUSE, data=small_disk / "data", expects_warnings=True,
+        settings={"timeout": "1", "min_free": "1"},
+    ) as mount:  # fmt: skip
+        (mount.path / "file").write_bytes(noise(100_000, 0))
+        mount.flush()
+        ballast = fill(small_disk, 0)
+        made = set()
+        with contextlib.suppress(OSError):
+            for number in range(20_000):
+                os.mkdir(mount.path / f"folder-{number}")
+                made.add(f"folder-{number}")
+        with pytest.raises(CommandError) as caught:
+            mount.umount()
+        assert caught.value.status == LocalFullError.exit_code
+        assert "is unmounted, but not everything is safe: " in str(caught.value)
+        assert str(caught.value).count("\n") == 1
+        mount.wait_ended()
+        ballast.unlink()
+        assert last_boot(mount.data)
+        mount.mount()
+        assert {"file", *made} <= set(os.listdir(mount.path))
+        assert (mount.path / "file").read_bytes() == noise(100_000, 0)
+        mount.flush()
+        mount.umount()
+        assert not last_boot(mount.data)
+
+
+def test_umount_says_which_files_found_no_room(tmp_path: Path, small_disk: Path) -> None:
+    with mounted(
+        tmp_path, FUSE, data=small_disk / "data", expects_warnings=True,
+        settings={"timeout": "1", "min_free": "4"},
+    ) as mount:  # fmt: skip
+        # So that uploading makes no room.
+        os.rename(mount.remote, f"{mount.remote}.away")
+        (mount.path / "before").write_bytes(noise(100_000, 0))
+        ballast = fill(small_disk, 4_500_000)
+        for number in range(3):
+            with pytest.raises(OSError, match="No space left"):
+                (mount.path / f"late-{number}").write_bytes(noise(900_000, number))
+        with pytest.raises(CommandError) as caught:
+            mount.umount()
+        assert caught.value.status == LocalFullError.exit_code
+        assert "3 files could not be saved (/late-" in str(caught.value)
+        assert str(caught.value).count("\n") == 1
+        mount.wait_ended()
+        ballast.unlink()
+        os.rename(f"{mount.remote}.away", mount.remote)
+        mount.mount()
+        assert (mount.path / "before").read_bytes() == noise(100_000, 0)
+        mount.flush()
+        mount.umount()
