@@ -13,7 +13,8 @@ STATUS_KEYS = {
     "safe": "whether everything that was written is on the server",
     "dirty_bytes": "bytes in blocks that are not on the server yet",
     "dirty_blocks": "the number of these blocks",
-    "dirty_files": "files with changes that the server does not know yet",
+    "dirty_files": "files with changes that the server does not know yet; of very many, how many"
+    " these were some seconds ago",
     "oldest_dirty_seconds": "age of the oldest change that the server does not know yet",
     "uploads_per_second": "blocks uploaded, on average over the last seconds",
     "upload_bytes_per_second": "bytes uploaded, likewise",

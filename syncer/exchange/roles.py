@@ -40,6 +40,7 @@ from syncer.exchange.writers import (
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
 from syncer.metadata.node import node_base
+from syncer.metadata.outbox import Outbox
 from syncer.metadata.pruning import prune
 from syncer.remote.base import Remote
 
@@ -70,8 +71,6 @@ class ExchangeStatus:
     """The newest epoch that the remote has; of a follower: that it has applied."""
     unpublished: int
     """Closed epochs that the remote lacks."""
-    stranded: int
-    """Of a displaced writer: changes (files and names) that will not be published."""
     ignored_segments: int
     """Segments that were found to be published by a displaced writer, too late to count."""
     error: str
@@ -142,7 +141,7 @@ class Exchange:
     def _follow_if_nothing_is_stranded(self) -> None:
         """A displaced writer without changes of its own is a follower like any other."""
         is_even = self._publisher.newest_closed() <= self._db.get_meta("published")
-        if self.role == "displaced" and is_even and not self._db.query("SELECT 1 FROM outbox"):
+        if self.role == "displaced" and is_even and Outbox(self._db).oldest() is None:
             self._db.set_meta("role", "follower")
 
     @property
@@ -155,16 +154,12 @@ class Exchange:
         role = self.role
         published: int = self._db.get_meta("published")
         waiting = 0 if role == "follower" else self._publisher.newest_closed() - published
-        stranded = 0
-        if role == "displaced":
-            ((stranded,),) = self._db.query("SELECT count(*) FROM outbox")
         return ExchangeStatus(
             role=role,
             generation=self._db.get_meta("generation"),
             writer=self._writer_name,
             published=published,
             unpublished=max(0, waiting),
-            stranded=stranded,
             ignored_segments=len(self._follower.branches),
             error=self._error,
         )

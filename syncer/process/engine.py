@@ -30,6 +30,7 @@ from syncer.metadata.contents import Contents
 from syncer.metadata.epochs import Epochs
 from syncer.metadata.history import History
 from syncer.metadata.moments import Moments
+from syncer.metadata.outbox import Outbox
 from syncer.metadata.schema import REBUILT
 from syncer.metadata.tree import Tree
 from syncer.mount import Operations
@@ -155,8 +156,9 @@ class Engine:
             wait_uploaded=lambda: self._transfer.wait_uploaded(_LAST_BLOCKS_SECONDS),
         )
         self._loop = ExchangeLoop(self._exchange, after_step=self._note_role)
+        self._outbox = Outbox(self._db)
         self._flusher = Flusher(
-            self._db,
+            self._outbox,
             self._epochs,
             files,
             self._blocks,
@@ -190,7 +192,7 @@ class Engine:
             refusal=lambda: self.vfs.read_only,
         )
         self.stranded = Stranded(
-            self._db, self._tree, files, close_epoch=lambda: self._committer.round(seal=True)
+            self._outbox, self._tree, files, close_epoch=lambda: self._committer.round(seal=True)
         )
         self._capacity: tuple[int, int] | None = None
         self._capacity_due = 0.0
@@ -368,14 +370,14 @@ class Engine:
         exchange = self._exchange.status()
         health = self._remote.health.report()
         nodes, file_bytes = self._tree.totals()
-        dirty_files, oldest_epoch = self._unpublished()
+        oldest_epoch, unpublished = self._outbox.oldest(), self._outbox.count()
         buffered = self.vfs.files.unsaved_count()
         is_safe = oldest_epoch is None and not transfer.dirty_blocks and not buffered
         return {
             "safe": is_safe,
             "dirty_bytes": transfer.dirty_bytes,
             "dirty_blocks": transfer.dirty_blocks,
-            "dirty_files": max(dirty_files, buffered),
+            "dirty_files": max(unpublished.files, buffered),
             "oldest_dirty_seconds": self._age_seconds(oldest_epoch),
             "uploads_per_second": transfer.uploads.blocks_per_second,
             "upload_bytes_per_second": transfer.uploads.bytes_per_second,
@@ -406,7 +408,7 @@ class Engine:
             "writer": exchange.writer,
             "published_epoch": exchange.published,
             "unpublished_epochs": exchange.unpublished,
-            "stranded_changes": exchange.stranded,
+            "stranded_changes": unpublished.changes if exchange.role == "displaced" else 0,
             "damaged_blocks": [block_id.hex() for block_id, _ in transfer.uploads.damaged],
             "unreadable_files": self.vfs.files.unreadable_paths(),
             "errors": self._errors(transfer.last_worker_failure),
@@ -415,15 +417,6 @@ class Engine:
             "mountpoint": self._mountpoint,
             "fuse": self._fuse,
         }
-
-    def _unpublished(self) -> tuple[int, int | None]:
-        """(files that changed, oldest epoch) of what the remote does not know yet."""
-        row = self._db.query_one(
-            "SELECT count(DISTINCT node.id), min(outbox.epoch) FROM outbox LEFT JOIN node"
-            " ON node.id = outbox.node AND outbox.name = x'' AND node.mode & 61440 = 32768"
-        )
-        assert row is not None
-        return row[0], row[1]
 
     def _errors(self, worker_failure: str) -> list[str]:
         damage = self._db.damage and f"{self._db.damage}; unmount it, and {mending(self.folder)}"

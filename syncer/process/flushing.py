@@ -21,8 +21,8 @@ from syncer.blocks.store import Blocks
 from syncer.errors import TemporaryError
 from syncer.exchange.loop import ExchangeLoop
 from syncer.exchange.roles import Exchange
-from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
+from syncer.metadata.outbox import Outbox
 from syncer.process.committer import Committer
 from syncer.remote.retry import Health
 from syncer.transfer.threads import Transfer
@@ -42,7 +42,7 @@ class Flusher:
 
     def __init__(
         self,
-        db: Database,
+        outbox: Outbox,
         epochs: Epochs,
         files: Files,
         blocks: Blocks,
@@ -54,7 +54,7 @@ class Flusher:
         status: Callable[[], Status],
     ) -> None:
         """`status` is what `flush` returns and tells meanwhile; see docs/commands.md."""
-        self._db = db
+        self._outbox = outbox
         self._epochs = epochs
         self._files = files
         self._blocks = blocks
@@ -87,7 +87,7 @@ class Flusher:
                 self._loop.wait_for(step, min(_PUBLICATION_SECONDS, remaining_seconds))
             status = self._status()
             progress(status)
-            if self._is_flushed(newest):
+            if self._outbox.is_empty_up_to(newest):
                 return status
             if self._exchange.role == "displaced":
                 self._exchange.check_writer()
@@ -117,7 +117,3 @@ class Flusher:
             if is_sent or self._health.report().error:
                 return
             progress(self._status())
-
-    def _is_flushed(self, epoch: int) -> bool:
-        """Whether the remote has all changes up to an epoch."""
-        return not self._db.query_one("SELECT 1 FROM outbox WHERE epoch <= ? LIMIT 1", (epoch,))

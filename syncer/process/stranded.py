@@ -15,8 +15,8 @@ from typing import Any
 
 from syncer.codec import BLOCK_BYTES
 from syncer.errors import AccessError, ForeignError, SyncerError
-from syncer.metadata.db import Database
 from syncer.metadata.node import ROOT, Node
+from syncer.metadata.outbox import Outbox
 from syncer.metadata.tree import Tree
 from syncer.vfs.files import Files
 
@@ -37,10 +37,10 @@ class Stranded:
     """A data directory's changes that are not published. Safe for use from several threads."""
 
     def __init__(
-        self, db: Database, tree: Tree, files: Files, close_epoch: Callable[[], None]
+        self, outbox: Outbox, tree: Tree, files: Files, close_epoch: Callable[[], None]
     ) -> None:
         """`close_epoch` makes all that was written so far part of the metadata."""
-        self._db = db
+        self._outbox = outbox
         self._tree = tree
         self._files = files
         self._close_epoch = close_epoch
@@ -79,7 +79,7 @@ class Stranded:
     def _changes(self, result: _Result) -> Iterator[tuple[bytes, Node]]:
         """The paths that lead to what is not published, each once; parents come first."""
         found: dict[bytes, Node] = {}
-        for number, name in self._db.query("SELECT DISTINCT node, name FROM outbox"):
+        for number, name in self._outbox.changed_keys():
             path, child = self._tree.path_of(number), number
             if path == b"?":
                 continue  # its folder, or all of its names, are gone as well
