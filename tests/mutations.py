@@ -395,8 +395,8 @@ MUTATIONS = (
     ),
     Mutation(
         5, "what is power-safe waits for programs that are busy", _COMMITTER,
-        "            is_safe = self._has_done(self._make_safe)\n",
-        "            self._let_pass()\n            is_safe = self._has_done(self._make_safe)\n",
+        "            is_safe = self._has_done(self._begin)\n",
+        "            self._let_pass()\n            is_safe = self._has_done(self._begin)\n",
         "test_committer.py::test_while_programs_are_busy_all_is_safe_and_the_rest_waits",
     ),
     Mutation(

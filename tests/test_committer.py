@@ -115,6 +115,44 @@ def test_the_end_does_not_wait_for_programs_that_are_busy(
 
 
 @pytest.mark.expects_warnings
+@pytest.mark.parametrize("place", ["programs are let pass", "the round has ended"])
+@pytest.mark.parametrize("error", [SyncerError("the database is locked"), ZeroDivisionError()])
+def test_the_thread_outlives_an_error_wherever_it_comes(
+    rig: VfsRig, place: str, error: Exception
+) -> None:
+    failures = 2
+    told: list[str] = []
+    is_over = threading.Event()
+
+    def come_to(here: str) -> bool:
+        nonlocal failures
+        if here == place and failures:
+            failures -= 1
+            raise error
+        if here == place:
+            is_over.set()
+        return False
+
+    def let_pass(now: float) -> bool:
+        told.append(committer.error)
+        return come_to("programs are let pass")
+
+    def close() -> None:
+        come_to("the round has ended")
+
+    committer = Committer(rig.db, rig.epochs, rig.blocks, rig.vfs, _INTERVAL_SECONDS, close)
+    committer._gives_way.waits = let_pass  # type: ignore[method-assign]
+    committer.start()
+    try:
+        assert is_over.wait(_SOON_SECONDS), "the thread has ended"
+    finally:
+        failures = 0
+        committer.stop()
+    # What `status` shows from the failure to the next round that goes well.
+    assert told[:3] == ["", told[1], told[1]] and told[1]
+
+
+@pytest.mark.expects_warnings
 def test_a_round_that_fails_is_told_of_until_one_succeeds(
     rig: VfsRig, start: Callable[..., Busy], monkeypatch: pytest.MonkeyPatch
 ) -> None:

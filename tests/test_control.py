@@ -210,6 +210,38 @@ def test_another_user_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) ->
         call(path, "echo", {})
 
 
+@pytest.mark.expects_warnings
+@pytest.mark.usefixtures("commands")
+def test_a_command_that_gets_no_thread_is_refused_and_the_server_lives_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(control, "_MAX_CONNECTIONS", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        for _ in range(3):
+            with pytest.raises(BusyError, match="try again"):
+                call(path, "echo", {})
+    assert call(path, "echo", {"a": 1}) == {"a": 1}
+
+
+@pytest.mark.expects_warnings
+@pytest.mark.usefixtures("commands")
+def test_the_server_lives_on_whatever_happens_to_a_client(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(server: ControlServer, connection: socket.socket) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ControlServer, "_take", fail)
+        with pytest.raises(TemporaryError, match="ended before it answered"):
+            call(path, "echo", {})
+    assert call(path, "echo", {"a": 1}) == {"a": 1}
+
+
 @pytest.mark.usefixtures("commands")
 def test_too_many_commands_at_once_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "_MAX_CONNECTIONS", 1)

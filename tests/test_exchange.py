@@ -1821,6 +1821,40 @@ def test_the_thread_outlives_a_remote_that_is_away(laptop: Machine) -> None:
         loop.stop()
 
 
+@pytest.mark.expects_warnings
+@pytest.mark.parametrize("place", ["after a step", "before a step"])
+@pytest.mark.parametrize("error", [SyncerError("the database is locked"), ZeroDivisionError()])
+def test_the_thread_outlives_an_error_wherever_it_comes(
+    laptop: Machine, monkeypatch: pytest.MonkeyPatch, place: str, error: Exception
+) -> None:
+    failures = 2
+
+    def fail_at(here: str) -> None:
+        nonlocal failures
+        if here == place and failures:
+            failures -= 1
+            raise error
+
+    def step(**words: bool) -> bool:
+        fail_at("before a step")
+        return False
+
+    monkeypatch.setattr(laptop.exchange, "step", step)
+    loop = ExchangeLoop(
+        laptop.exchange, interval_seconds=30.0, after_step=lambda: fail_at("after a step")
+    )
+    loop.start()
+    try:
+        for is_failing in (True, True, False):
+            # Who waits for a step learns of its end however it ends.
+            loop.wait_for(loop.begin_step(), 30.0)
+            assert loop._steps_ended == loop._steps_begun
+            assert bool(loop.error) == (is_failing and not isinstance(error, SyncerError))
+        assert not failures
+    finally:
+        loop.stop()
+
+
 def test_machines_tell_that_they_exist(laptop: Machine, machines: Callable[[str], Machine]) -> None:
     laptop.publish()
     machines("desktop").exchange.follow()

@@ -40,6 +40,10 @@ class ExchangeLoop:
         self._steps_begun = 0
         self._steps_ended = 0
         self._thread: threading.Thread | None = None
+        #: What kept the last step from going on, as it was logged.
+        self._told = ""
+        #: Of a failure that nobody foresaw, until a step goes well; `status` shows it.
+        self.error = ""
 
     def start(self) -> None:
         thread = threading.Thread(target=self._run, name="syncer-publisher", daemon=True)
@@ -94,7 +98,6 @@ class ExchangeLoop:
                 self._looks_ahead.clear()
                 self._is_ahead.clear()
             delay_seconds = self._step(looks_ahead, is_ahead)
-            self._after_step()
             with self._stepped:
                 self._steps_ended = self._steps_begun
                 self._stepped.notify_all()
@@ -104,20 +107,27 @@ class ExchangeLoop:
                 self._kicked.wait(delay_seconds)
 
     def _step(self, looks_ahead: bool, is_ahead: bool) -> float:
-        """One step; returns the seconds to wait at most until the next one."""
-        previous = self._exchange.status().error
+        """One step; returns the seconds to wait at most until the next one. Raises nothing."""
+        previous, self._told = self._told, ""
         try:
-            is_busy = self._exchange.step(looks_ahead=looks_ahead, is_ahead=is_ahead)
+            try:
+                is_busy = self._exchange.step(looks_ahead=looks_ahead, is_ahead=is_ahead)
+            finally:
+                self._after_step()
+            self.error = ""
             return 0.0 if is_busy else self._interval_seconds
         except TemporaryError as error:
+            self._told = str(error)
             # At the end the connections are closed under its hands.
-            if str(error) != previous and not self._stopping.is_set():
+            if self._told != previous and not self._stopping.is_set():
                 log.info("the exchange waits: %s", error)
             return self._interval_seconds
         except SyncerError as error:
-            if str(error) != previous:
+            self._told = str(error)
+            if self._told != previous:
                 log.error("the exchange stopped: %s", error)
             return _FAILURE_SECONDS
         except Exception:
+            self.error = "changes could not be exchanged with the server; see the log"
             log.exception("the exchange failed; it tries again")
             return _FAILURE_SECONDS

@@ -109,18 +109,25 @@ class Committer:
     def _run(self) -> None:
         due = time.monotonic() + self._interval_seconds
         while not self._stopping.wait(max(0.0, due - time.monotonic())):
-            is_safe = self._has_done(self._make_safe)
+            is_safe = self._has_done(self._begin)
             due = time.monotonic() + self._interval_seconds
             if is_safe:
-                self._let_pass()
-                if self._has_done(self._finish):
-                    self._on_closed()
+                self._has_done(self._end)
+
+    def _begin(self) -> None:
+        with self._round_lock:
+            self._make_safe()
+
+    def _end(self) -> None:
+        self._let_pass()
+        with self._round_lock:
+            self._finish()
+        self._on_closed()
 
     def _has_done(self, step: Callable[[], object]) -> bool:
         """Take a part of a round; False if it failed, of which `error` tells then."""
         try:
-            with self._round_lock:
-                step()
+            step()
             return True
         except SyncerError as error:
             # The next round tries again; status shows it meanwhile.

@@ -140,7 +140,11 @@ class ControlServer:
                 log.warning("a command can't be answered: %s", error)
                 self._stopping.wait(1)
                 continue
-            self._take(connection)
+            try:
+                self._take(connection)
+            except Exception:
+                connection.close()
+                log.exception("a command could not be taken; others can")
 
     def _take(self, connection: socket.socket) -> None:
         connection.settimeout(_CLIENT_SECONDS)
@@ -151,8 +155,14 @@ class ControlServer:
                 )
                 self._serving[thread] = connection
         if is_free:
-            thread.start()
-            return
+            try:
+                thread.start()
+                return
+            except RuntimeError as error:
+                # No threads left; that may pass.
+                log.warning("a command can't be answered: %s", error)
+                with self._lock:
+                    del self._serving[thread]
         with connection, contextlib.suppress(_GoneError):
             _send(connection, _error_line(BusyError("too many commands at once; try again")))
 

@@ -420,7 +420,8 @@ class Engine:
 
     def _errors(self, worker_failure: str) -> list[str]:
         damage = self._db.damage and f"{self._db.damage}; unmount it, and {mending(self.folder)}"
-        found = (damage, "" if damage else self._committer.error, worker_failure, self.pruner.error)
+        of_threads = (worker_failure, self._loop.error, self.pruner.error)
+        found = (damage, "" if damage else self._committer.error, *of_threads)
         return [text for text in found if text]
 
     def _age_seconds(self, epoch: int | None) -> float:
