@@ -123,6 +123,24 @@ def test_a_connection_that_ends_fails_all_who_wait_on_it(server: OddServer) -> N
         Session(connection).flush()
 
 
+@pytest.mark.expects_warnings
+def test_who_waits_learns_that_receiving_failed_in_a_way_that_nobody_foresaw(
+    server: OddServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = open_connection(server.connect(), 5.0)
+
+    def fail(number: int, kind: int, body: memoryview) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(connection, "_deliver", fail)
+    session = Session(connection)
+    try:
+        with pytest.raises(OfflineError, match="see the log"):
+            session.succeed(session.send(sftp.REMOVE, b"x"))
+    finally:
+        connection.close()
+
+
 class _Torn:
     """A stream whose answers arrive in pieces of any size, wherever one answer ends."""
 

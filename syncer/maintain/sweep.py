@@ -130,7 +130,7 @@ class Sweeper:
         done = Swept()
         with self._db.snapshot() as reader:
             passes = naming.passes(reader)
-        with ThreadPoolExecutor(_WORKERS, thread_name_prefix="syncer-sweep") as pool:
+        with ThreadPoolExecutor(_WORKERS, thread_name_prefix="syncer-trash") as pool:
             for first_bytes in passes:
                 with self._blocks.garbage.watch():
                     _Pass(self, pool, first_bytes, grace_seconds, done).run()

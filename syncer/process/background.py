@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import tempfile
+import threading
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -57,6 +58,7 @@ def _live(service: Service, report_to: int) -> NoReturn:
     try:
         with tempfile.TemporaryFile() as stderr, open(report_to, "w") as pipe:
             _detach(stderr.fileno(), pipe.fileno())
+            threading.excepthook = _log_end
 
             def report(exit_code: int, message: str) -> None:
                 # The caller waits for the first report only, and may be gone.
@@ -76,6 +78,12 @@ def _live(service: Service, report_to: int) -> NoReturn:
         # Without the interpreter's end: what it would do is the caller's business, and threads of
         # libfuse may still be there.
         os._exit(exit_code)
+
+
+def _log_end(ended: threading.ExceptHookArgs) -> None:
+    """Log what has ended a thread that does not do so itself: nobody reads stderr."""
+    name = ended.thread.name if ended.thread else "a thread"
+    log.error("%s ended in a way that nobody foresaw", name, exc_info=ended.exc_value)
 
 
 def _outcome_of(service: Service, on_serving: Callable[[], None]) -> tuple[int, str]:

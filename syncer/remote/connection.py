@@ -9,6 +9,7 @@ blocks those who send.
 
 from __future__ import annotations
 
+import logging
 import math
 import struct
 import threading
@@ -22,6 +23,8 @@ from . import packets
 from .base import Data
 from .packets import Fields
 from .window import Sent, Window, Windows
+
+log = logging.getLogger(__name__)
 
 EXPECTED_OF_OPENSSH = {b"fsync@openssh.com", b"posix-rename@openssh.com", b"limits@openssh.com"}
 
@@ -278,6 +281,10 @@ class Connection:
                 self._deliver(int.from_bytes(packet[:4], "big"), kind, packet[4:])
         except SyncerError as error:
             self.fail(error)
+        except Exception as error:
+            # Else all who wait would do so until their time is up.
+            log.exception("%s: what it answered can't be received", self.name)
+            self.fail(OfflineError(f"{self.name}: receiving failed ({error!r}); see the log"))
 
     def _deliver(self, number: int, kind: int, body: memoryview) -> None:
         with self._lock:
