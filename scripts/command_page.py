@@ -12,6 +12,7 @@ from pathlib import Path
 
 from syncer import errors
 from syncer.commands import parser
+from syncer.commands.cli import OUTPUT_CLOSED
 from syncer.commands.report import FSCK_KEYS, FSCK_STATUS, STATUS_KEYS
 from syncer.process.background import INTERRUPTED
 
@@ -91,6 +92,7 @@ def exit_codes() -> Iterator[tuple[int, str]]:
     meanings[FSCK_STATUS["damaged"]] = ["`fsck` found damage"]
     meanings[FSCK_STATUS["repaired"]] = ["`fsck` found damage, and all of it is repaired"]
     meanings[INTERRUPTED] = ["interrupted, as by Ctrl-C"]
+    meanings[OUTPUT_CLOSED] = ["nobody reads its output any more, as when `head` has seen enough"]
     return ((code, "; ".join(texts)) for code, texts in sorted(meanings.items()))
 
 

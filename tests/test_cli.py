@@ -185,7 +185,7 @@ def test_verbose_shows_where_an_error_came_from() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_output_that_nobody_reads_is_no_error() -> None:
+def test_output_that_nobody_reads_any_more_ends_it_without_a_word() -> None:
     run("init", "data", "remote")
     process = subprocess.Popen(
         command("status", "data", "--watch"),
@@ -196,7 +196,7 @@ def test_output_that_nobody_reads_is_no_error() -> None:
     assert process.stdout and process.stderr
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(30) == 0
+    assert process.wait(30) == 141
     assert process.stderr.read() == b""
     process.stderr.close()
 

@@ -145,6 +145,19 @@ def test_a_client_that_says_nothing_is_left(path: Path, monkeypatch: pytest.Monk
     assert say(path, b"") == {}
 
 
+@pytest.mark.parametrize("error", [BrokenPipeError(), TimeoutError("of a terminal")])
+@pytest.mark.usefixtures("commands")
+def test_an_error_of_who_takes_the_progress_is_not_one_of_the_process(
+    path: Path, error: OSError
+) -> None:
+    def show(state: dict[str, Any]) -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        call(path, "count", {}, show)
+    assert caught.value is error
+
+
 def test_a_client_that_goes_away_ends_its_command(path: Path, commands: Commands) -> None:
     def leave(state: dict[str, Any]) -> None:
         raise KeyboardInterrupt

@@ -18,9 +18,26 @@ from syncer.commands.parser import commands_of, make_parser
 from syncer.errors import SyncerError, UsageError
 from syncer.process.background import INTERRUPTED
 
+OUTPUT_CLOSED = 141
+"""The exit status of a command whose output nobody reads any more, as of others in a shell."""
+
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
+    try:
+        try:
+            return _run(words)
+        finally:
+            # Whether somebody reads the last of it shows here, and not at the interpreter's end.
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. The interpreter's own flush must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OUTPUT_CLOSED
+
+
+def _run(words: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if words is None else words)
     is_verbose = "-v" in words or "--verbose" in words
     # A core dump would hold what is in the files, and the keys of the transport.
@@ -40,9 +57,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has seen enough. The interpreter's own flush must not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        raise
     except Exception as error:
         if is_verbose:
             raise

@@ -223,28 +223,37 @@ def call(
     """Have the process behind a control socket run a command; returns its result.
 
     Raises NoProcessError if no process listens there, and what the command raised: the error class
-    with the same exit code.
+    with the same exit code. What `on_progress` raises passes, and ends the command.
     """
     with _connected(path) as connection:
         connection.settimeout(_SILENCE_SECONDS)
-        try:
-            with contextlib.suppress(_GoneError):
-                # Whoever doesn't take it may still have said why.
-                _send(connection, {"command": command, "arguments": arguments})
-            for line in _lines(connection):
-                if "progress" in line:
-                    if on_progress:
-                        on_progress(line["progress"])
-                elif "error" in line:
-                    raise _error(line["error"])
-                else:
-                    result: dict[str, Any] = line["result"]
-                    return result
-        except TimeoutError:
-            raise TemporaryError(f"the process behind {path} does not answer") from None
-        except OSError:
-            pass
-    raise TemporaryError(f"the process behind {path} has ended before it answered")
+        with contextlib.suppress(_GoneError):
+            # Whoever doesn't take it may still have said why.
+            _send(connection, {"command": command, "arguments": arguments})
+        for line in _answers(connection, path):
+            if "progress" in line:
+                if on_progress:
+                    on_progress(line["progress"])
+            elif "error" in line:
+                raise _error(line["error"])
+            else:
+                result: dict[str, Any] = line["result"]
+                return result
+    raise _ended(path)
+
+
+def _answers(connection: socket.socket, path: Path) -> Iterator[dict[str, Any]]:
+    """What the process tells, until it closes. Raises UsageError, TemporaryError."""
+    try:
+        yield from _lines(connection)
+    except TimeoutError:
+        raise TemporaryError(f"the process behind {path} does not answer") from None
+    except OSError as error:
+        raise _ended(path) from error
+
+
+def _ended(path: Path) -> TemporaryError:
+    return TemporaryError(f"the process behind {path} has ended before it answered")
 
 
 @contextlib.contextmanager
