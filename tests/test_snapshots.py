@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import socket
@@ -19,7 +20,10 @@ from hypothesis import strategies as st
 
 from syncer.codec import BLOCK_BYTES
 from syncer.config import Config
+from syncer.maintain import figures
+from syncer.maintain.policy import Policy
 from syncer.metadata.history import History
+from syncer.process.daemon import commands_of
 from syncer.process.engine import Engine
 from syncer.process.repository import clone_repository, create_repository
 from syncer.vfs.caller import Caller
@@ -187,10 +191,34 @@ def test_every_snapshot_equals_its_copy_also_after_eviction_and_in_a_clone(
             rig.engine.stop()
 
 
+@pytest.mark.parametrize("command", ["snapshots", "prune"])
+def test_who_asks_what_the_past_keeps_is_told_that_it_goes_on(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    for version in range(4):
+        for name in (b"/a", b"/b", b"/c"):
+            rig.write(name, bytes([version]) * 100_000)
+        rig.engine.flush(60, lambda state: None)
+    rig.engine.past.snapshot("last")
+    policy = dataclasses.asdict(Policy(within_seconds=0, yearly=1))
+    asked = {"snapshots": {}, "prune": {"policy": policy, "dry_run": True}}[command]
+    told: list[dict[str, Any]] = []
+    # Nine runs are over, and three are of now.
+    monkeypatch.setattr(figures, "_TOLD_ROWS", 3)
+    commands_of(rig.engine)[command](asked, told.append)
+    assert told.count({}) >= 3
+
+    def leave(state: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        commands_of(rig.engine)[command](asked, leave)
+
+
 def test_other_words_are_symlinks_to_a_time(rig: Rig) -> None:
     rig.write(b"/a", b"1")
     rig.engine.past.snapshot("one")
-    first = rig.engine.past.snapshots()["snapshots"][0]["epoch"]
+    first = rig.engine.past.snapshots(lambda state: None)["snapshots"][0]["epoch"]
     rig.write(b"/a", b"2")
     rig.engine.past.snapshot("two")
     target = rig.vfs.readlink(b"/.snapshots/latest")

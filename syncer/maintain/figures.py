@@ -1,7 +1,7 @@
 """What a prune would free, and what a snapshot alone keeps, from the metadata.
 
 Both read all runs of block ids, from one view beside the mount's own work; the sizes of blocks
-follow from those of their files.
+follow from those of their files. That may take minutes, so they tell now and then that they go on.
 """
 
 from __future__ import annotations
@@ -31,6 +31,13 @@ SELECT count(*) FROM (
 """
 
 
+#: Rows between two times that it is told; these take some tenths of a second.
+_TOLD_ROWS = 10_000
+
+Tell = Callable[[], None]
+"""Tells somebody who waits that it goes on. What it raises ends it."""
+
+
 @dataclass(frozen=True)
 class Freed:
     """What nothing names once some moments are gone."""
@@ -40,7 +47,7 @@ class Freed:
     """Of these blocks on the server, and of tiny files in the metadata."""
 
 
-def freed(db: Database, horizon: int, kept: Collection[int]) -> Freed:
+def freed(db: Database, horizon: int, kept: Collection[int], tell: Tell) -> Freed:
     """What goes if of the epochs up to `horizon` only `kept` are, and all behind it."""
     epochs = sorted(kept)
 
@@ -49,7 +56,7 @@ def freed(db: Database, horizon: int, kept: Collection[int]) -> Freed:
         return died <= horizon + 1 and (place == len(epochs) or epochs[place] >= died)
 
     with db.snapshot() as reader:
-        (found,) = _alone(reader, [goes])
+        (found,) = _alone(reader, [goes], tell)
     return found
 
 
@@ -61,13 +68,17 @@ class Kept:
     alone: Freed
 
 
-def snapshots(db: Database, epochs: Sequence[int]) -> list[Kept]:
+def snapshots(db: Database, epochs: Sequence[int], tell: Tell) -> list[Kept]:
     """Of each of these epochs, what it holds, and what no other moment does, nor the present."""
     with db.snapshot() as reader:
-        files = [next(reader.query(_FILES, (epoch,)))[0] for epoch in epochs]
+        files = []
+        for epoch in epochs:
+            tell()
+            ((count,),) = reader.query(_FILES, (epoch,))
+            files.append(count)
         # What has two names, neither keeps alone.
         tests = [_only(reader, epoch) if epochs.count(epoch) == 1 else _none for epoch in epochs]
-        return [Kept(*pair) for pair in zip(files, _alone(reader, tests), strict=True)]
+        return [Kept(*pair) for pair in zip(files, _alone(reader, tests, tell), strict=True)]
 
 
 def _only(reader: Reader, epoch: int) -> Callable[[int, int], bool]:
@@ -85,7 +96,9 @@ def _none(born: int, died: int) -> bool:
     return False
 
 
-def _alone(reader: Reader, tests: Sequence[Callable[[int, int], bool]]) -> Iterator[Freed]:
+def _alone(
+    reader: Reader, tests: Sequence[Callable[[int, int], bool]], tell: Tell
+) -> Iterator[Freed]:
     """For each test, what only the past lives that pass it name. A life passes one at most."""
     blocks, sizes = [0] * len(tests), [0] * len(tests)
 
@@ -95,7 +108,7 @@ def _alone(reader: Reader, tests: Sequence[Callable[[int, int], bool]]) -> Itera
     for first_bytes in naming.passes(reader):
         found: dict[bytes, tuple[int, int]] = {}
         shared: set[bytes] = set()
-        for row in naming.breathing(reader.query(_PAST_RUNS)):
+        for row in _telling(reader.query(_PAST_RUNS), tell):
             number = test_of(row)
             if number is None:
                 continue
@@ -108,13 +121,21 @@ def _alone(reader: Reader, tests: Sequence[Callable[[int, int], bool]]) -> Itera
                     shared.add(block_id)
         if not found:
             continue
-        for block_id in _named_otherwise(reader, first_bytes, test_of):
+        for block_id in _named_otherwise(reader, first_bytes, test_of, tell):
             found.pop(block_id, None)
         for block_id, (number, size_bytes) in found.items():
             if block_id not in shared:
                 blocks[number] += 1
                 sizes[number] += size_bytes
     return (Freed(*pair) for pair in zip(blocks, sizes, strict=True))
+
+
+def _telling(rows: Iterable[Row], tell: Tell) -> Iterator[Row]:
+    """The same rows, letting other threads run and telling that it goes on, now and then."""
+    for number, row in enumerate(naming.breathing(rows)):
+        if number % _TOLD_ROWS == 0:
+            tell()
+        yield row
 
 
 def _sizes(row: Row, first_bytes: range) -> Iterator[tuple[bytes, int]]:
@@ -127,11 +148,11 @@ def _sizes(row: Row, first_bytes: range) -> Iterator[tuple[bytes, int]]:
 
 
 def _named_otherwise(
-    reader: Reader, first_bytes: range, test_of: Callable[[Row], int | None]
+    reader: Reader, first_bytes: range, test_of: Callable[[Row], int | None], tell: Tell
 ) -> Iterable[bytes]:
-    for (data,) in naming.breathing(reader.query("SELECT data FROM content WHERE run >= 0")):
+    for (data,) in _telling(reader.query("SELECT data FROM content WHERE run >= 0"), tell):
         yield from naming.ids_in(data, first_bytes)
     past = "SELECT node, run, born, died, data FROM content_past WHERE run >= 0"
-    for row in naming.breathing(reader.query(past)):
+    for row in _telling(reader.query(past), tell):
         if test_of(row) is None:
             yield from naming.ids_in(row[4], first_bytes)

@@ -26,7 +26,7 @@ from syncer.config import Config
 from syncer.errors import AccessError, SyncerError, TemporaryError, UsageError
 from syncer.exchange.checkpoint import forget_epochs, forget_nodes
 from syncer.exchange.roles import Exchange
-from syncer.maintain.figures import Freed, freed
+from syncer.maintain.figures import Freed, Tell, freed
 from syncer.maintain.policy import Policy
 from syncer.maintain.sweep import Sweeper
 from syncer.metadata import pruning
@@ -186,7 +186,7 @@ class Pruner:
         self._check_writer()
         self._close_epoch()
         plan = self.plan(policy)
-        told = self._tell(plan)
+        told = self._tell(plan, lambda: progress({}))
         progress({"plan": told})
         if is_dry:
             return told
@@ -205,10 +205,10 @@ class Pruner:
         if self._exchange.role != "writer":
             raise AccessError("only the computer that writes may prune: another one does")
 
-    def _tell(self, plan: Plan | None) -> dict[str, Any]:
+    def _tell(self, plan: Plan | None, tell: Tell) -> dict[str, Any]:
         goes = Freed(0, 0)
         if plan is not None and plan.pruned:
-            goes = freed(self._db, plan.horizon, plan.kept)
+            goes = freed(self._db, plan.horizon, plan.kept, tell)
         return {
             "moments": plan.moments if plan else 0,
             "pruned_moments": plan.pruned if plan else 0,
@@ -357,7 +357,7 @@ class Pruner:
     def _follow_policy(self) -> None:
         plan = self.plan(self._policy())
         if plan is not None and plan.pruned:
-            told = self._tell(plan)
+            told = self._tell(plan, self._check_stopping)
             log.info(
                 "pruning %d of %d moments, which frees %d blocks with %d bytes",
                 plan.pruned,
@@ -388,8 +388,12 @@ class Pruner:
                 return
             yield count
             took_seconds = time.monotonic() - began
-            if self._crew.stopping.wait(min(took_seconds, _LONGEST_REST_SECONDS)):
-                raise TemporaryError("the mount ends; the rest goes on with the next mount")
+            self._crew.stopping.wait(min(took_seconds, _LONGEST_REST_SECONDS))
+            self._check_stopping()
+
+    def _check_stopping(self) -> None:
+        if self._crew.stopping.is_set():
+            raise TemporaryError("the mount ends; the rest goes on with the next mount")
 
     def _sweep(self) -> None:
         asked_ns = self._db.get_meta("sweep_ns")

@@ -438,7 +438,7 @@ def _commands_about_the_past(past: TimeMachine) -> dict[str, Handler]:
         "snapshot": lambda given, progress: past.snapshot(given["name"]),
         "unsnapshot": lambda given, progress: past.remove_snapshot(given["name"]),
         "moment": lambda given, progress: past.moment(given["when"]),
-        "snapshots": lambda given, progress: past.snapshots(),
+        "snapshots": lambda given, progress: past.snapshots(progress),
         "versions": lambda given, progress: past.versions(encode(given["path"])),
         "deleted": lambda given, progress: past.deleted(encode(given["path"]), progress),
         "diff": lambda given, progress: past.diff(

@@ -79,7 +79,7 @@ class TimeMachine:
         self._close_epoch()
         return {"name": name, "epoch": snapshot.epoch}
 
-    def snapshots(self) -> dict[str, Any]:
+    def snapshots(self, progress: Progress) -> dict[str, Any]:
         """All named snapshots, oldest first, with what each holds, and what it alone keeps.
 
         Reads all of the past's block lists, and those of the present where there is a need.
@@ -87,7 +87,8 @@ class TimeMachine:
         from syncer.maintain.figures import snapshots as snapshot_figures
 
         named = self._moments.named()
-        figures = snapshot_figures(self._db, [snapshot.epoch for snapshot in named])
+        epochs = [snapshot.epoch for snapshot in named]
+        figures = snapshot_figures(self._db, epochs, lambda: progress({}))
         found = [
             {
                 "name": snapshot.name,
