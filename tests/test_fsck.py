@@ -8,14 +8,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from syncer.codec import BLOCK_BYTES
+from syncer.config import Config
 from syncer.errors import SyncerError
-from syncer.maintain.fsck import REBUILT_KINDS
+from syncer.maintain.findings import Report
+from syncer.maintain.fsck import REBUILT_KINDS, Options
 from syncer.maintain.invariants import HISTORY, LEFTOVERS
 from syncer.metadata.node import ROOT
+from syncer.process.engine import Engine
 from tests.damage import HARM, Place, flip, halve, noise, read
 from tests.mounted import BINDINGS, CommandError, mounted
 from tests.mounted import ROOT as SOURCES
@@ -83,6 +87,13 @@ def _harm(place: Place, statements: list[str]) -> None:
         for statement in statements:
             connection.execute(statement)
         assert connection.total_changes >= len(statements), "the test does no harm"
+
+
+def _fsck(engine: Engine, *, remote: bool = False) -> dict[str, Any]:
+    """A repair within a process that goes on."""
+    report = Report()
+    engine.fsck(Options(repair=True, remote=remote, read_data=True), report, lambda state: None)
+    return report.result()
 
 
 def test_a_sound_collection_has_no_damage(place: Place) -> None:
@@ -198,6 +209,40 @@ def test_a_cycle_in_the_history_is_cut_for_clones_as_well(place: Place) -> None:
     (path,) = [path for path, content in found.items() if path.endswith(b"/photo")]
     assert path.startswith(b"/lost+found/#") and found[path] == photo
     assert b"lost+found" in place.cloned_names()
+
+
+def test_after_a_repair_the_same_process_counts_blocks_rightly(place: Place) -> None:
+    with place.engine() as engine:
+        for _ in range(2):
+            _fsck(engine)
+            place.write(engine, b"/fresh", noise(5, 3_000_000))
+            assert engine.vfs.getattr(b"/fresh").blocks == 3
+            # In the next epoch the row is copied to the past, and just once.
+            engine._committer.round()
+            place.write(engine, b"/fresh", noise(6, 4_000_000))
+            assert engine.vfs.getattr(b"/fresh").blocks == 4
+            engine.vfs.unlink(b"/fresh")
+    assert place.fsck(remote=True).state == "clean"
+
+
+def test_after_blocks_were_kept_the_same_process_counts_blocks_rightly(place: Place) -> None:
+    shutil.rmtree(place.folder.segments)
+    (block,) = _dirty(place)
+    # The history is mended, and a block without a name gets one.
+    _harm(place, HISTORY_DAMAGE["wrong link count"])
+    _harm(place, [f"DELETE FROM content WHERE node = {_LARGE}"])
+    with place.folder.lock():
+        engine = Engine(place.data, Config.load(place.folder.config))
+        try:
+            assert _fsck(engine)["kinds"].keys() >= {"wrong link count", "unnamed block"}
+            engine.start()
+            assert read(engine, b"/lost+found/block-" + block.name.encode()) == block.read_bytes()
+            for number, path in enumerate((b"/album/photo", b"/fresh")):
+                place.write(engine, path, noise(number, 1_500_000))
+                assert engine.vfs.getattr(path).blocks == 2
+        finally:
+            engine.stop()
+    assert place.fsck(remote=True).state == "clean"
 
 
 # Local block files
@@ -441,3 +486,19 @@ def test_a_mounted_collection_is_checked_and_its_copies_repaired(tmp_path: Path)
             mount.run("fsck", "--remote", "--repair", mount.path)
         assert caught.value.status == 18
         assert "No damage" in mount.run("fsck", "--remote", "--read-data", mount.path)
+
+
+@pytest.mark.fuse
+def test_files_are_stored_as_ever_after_a_repair_of_a_mount(tmp_path: Path) -> None:
+    """`tar -S` and `cp` ask for the blocks, and take a file that has none for zeros."""
+    with mounted(tmp_path, BINDINGS[-1]) as mount:
+        (mount.path / "old").write_bytes(noise(1, 2_000_000))
+        assert "No damage" in mount.run("fsck", "--repair", mount.path)
+        for path in (mount.path / "photo", mount.path / "old"):
+            for number in range(3):
+                path.write_bytes(noise(number, 3_000_000))
+                assert path.stat().st_blocks * 512 >= 3_000_000
+                mount.flush()
+        subprocess.run(["tar", "-C", mount.path, "-cSf", tmp_path / "tar", "photo"], check=True)
+        subprocess.run(["tar", "-C", tmp_path, "-xf", tmp_path / "tar"], check=True)
+        assert (tmp_path / "photo").read_bytes() == noise(2, 3_000_000)

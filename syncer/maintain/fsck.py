@@ -32,7 +32,7 @@ from syncer.maintain.invariants import (
 )
 from syncer.maintain.localfiles import LocalFiles, give_up
 from syncer.maintain.lost import known_lost, note_lost, tell_lost
-from syncer.maintain.mending import Mender, mend_past
+from syncer.maintain.mending import Mender, keep_block, mend_past
 from syncer.maintain.named import note_named
 from syncer.maintain.objects import RemoteBlocks, check_log
 from syncer.maintain.totals import recount
@@ -122,7 +122,7 @@ class Fsck:
         if self._report.has(*(check.kind for check in PAST)):
             mend_past(parts.db)
             parts.epochs.restart()
-        Mender(parts.db, parts.epochs, parts.contents).mend(self._progress)
+        Mender(parts.db, parts.epochs).mend(self._progress)
         parts.tree.forget()
         again = Report()
         with parts.db.snapshot(spills=True) as reader:
@@ -203,15 +203,13 @@ class Fsck:
     def _keep(self, unnamed: list[tuple[bytes, int]]) -> None:
         """Give blocks that nothing names a file each, in lost+found."""
         parts = self._parts
-        mender = Mender(parts.db, parts.epochs, parts.contents)
         for block_id, size_bytes in unnamed:
             with parts.db.transaction():
-                placed = mender.keep_block(block_id, size_bytes)
+                placed = keep_block(parts.tree, parts.contents, block_id, size_bytes)
                 if parts.blocks.is_dirty(block_id):
                     parts.blocks.name(placed)
                 else:
                     parts.blocks.take_back(placed)
-        parts.tree.forget()
 
     def _check_remote_blocks(self, reader: Reader, known: set[bytes], *, can_note: bool) -> None:
         parts, options = self._parts, self._options

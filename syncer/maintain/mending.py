@@ -32,10 +32,15 @@ _BATCH = 500
 
 
 class Mender(Tree):
-    """A tree that can also be changed in ways that no call of a file system asks for."""
+    """A tree that can also be changed in ways that no call of a file system asks for.
 
-    def __init__(self, db: Database, epochs: Epochs, contents: Contents) -> None:
-        super().__init__(db, epochs, contents)
+    Only while nobody else changes anything, so not while the collection is mounted. Another tree
+    of the same database does not see what this one does before it is told to `forget`.
+    """
+
+    def __init__(self, db: Database, epochs: Epochs) -> None:
+        # Contents of its own: theirs tell one tree of the blocks that they count.
+        super().__init__(db, epochs, Contents(db, epochs))
         self._repairs: dict[str, Callable[[Row], None]] = {
             "no root": self._mend_root,
             "name of nothing": lambda row: self._drop_name(row[0], row[1]),
@@ -76,29 +81,10 @@ class Mender(Tree):
         """Take a name away, whatever it leads to; the past keeps it."""
         self._remove_name(parent, name)
 
-    def lost_and_found(self) -> int:
-        """The directory for what has no other place."""
-        number = 0
-        while True:
-            name = LOST_AND_FOUND + (b"-%d" % number if number else b"")
-            found = self.lookup(ROOT, name)
-            if found is None:
-                root = self.node(ROOT)
-                assert root is not None
-                made = self.create(root, name, stat.S_IFDIR | 0o700, root.uid, root.gid)
-                return made.id
-            node = self.node(found)
-            if node is not None and node.is_dir:
-                return found
-            number += 1
-
     def _place(self, number: int) -> None:
         """Give a node a name in lost+found."""
-        self.place_as(number, b"#%d" % number)
-
-    def place_as(self, number: int, name: bytes) -> None:
-        """Give a node a name in lost+found that is like `name`."""
-        folder = self.lost_and_found()
+        folder = _lost_and_found(self)
+        name = b"#%d" % number
         free, count = name, 0
         while self.lookup(folder, free) is not None:
             count += 1
@@ -239,21 +225,6 @@ class Mender(Tree):
         self._end_rows("xattr", "node, name, born, {}, value", number)
         self._epochs.touch(number)
 
-    # What was found without a node
-
-    def keep_block(self, block_id: bytes, size_bytes: int) -> list[bytes]:
-        """A file in lost+found for a block that nothing names; returns what it names now."""
-        with self.transaction():
-            folder = self.node(self.lost_and_found())
-            assert folder is not None
-            name = b"block-" + block_id.hex().encode()
-            if self.lookup(folder.id, name) is not None:
-                return []
-            made = self.create(folder, name, stat.S_IFREG | 0o600, folder.uid, folder.gid)
-            placed, _ = self._contents.set_blocks(made.id, {0: block_id})
-            self._save_changed(made.id, size=size_bytes)
-            return placed
-
 
 _KINDS = (
     stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR,
@@ -263,6 +234,42 @@ _KINDS = (
 
 def _within(value: int, high: int) -> int:
     return min(max(0, value), high)
+
+
+# Names for what has none
+
+
+def _lost_and_found(tree: Tree) -> int:
+    """The directory for what has no other place."""
+    number = 0
+    while True:
+        name = LOST_AND_FOUND + (b"-%d" % number if number else b"")
+        found = tree.lookup(ROOT, name)
+        if found is None:
+            root = tree.node(ROOT)
+            assert root is not None
+            made = tree.create(root, name, stat.S_IFDIR | 0o700, root.uid, root.gid)
+            return made.id
+        node = tree.node(found)
+        if node is not None and node.is_dir:
+            return found
+        number += 1
+
+
+def keep_block(tree: Tree, contents: Contents, block_id: bytes, size_bytes: int) -> list[bytes]:
+    """A file in lost+found for a block that nothing names; returns what it names now."""
+    with tree.transaction():
+        folder = tree.node(_lost_and_found(tree))
+        assert folder is not None
+        name = b"block-" + block_id.hex().encode()
+        if tree.lookup(folder.id, name) is not None:
+            return []
+        made = tree.create(folder, name, stat.S_IFREG | 0o600, folder.uid, folder.gid)
+        placed, _ = contents.set_blocks(made.id, {0: block_id})
+        node = tree.node(made.id)
+        assert node is not None
+        tree.save(node.changed(size=size_bytes))
+        return placed
 
 
 def mend_past(db: Database) -> None:
