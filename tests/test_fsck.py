@@ -18,6 +18,7 @@ from syncer.errors import SyncerError
 from syncer.maintain.findings import Report
 from syncer.maintain.fsck import REBUILT_KINDS, Options
 from syncer.maintain.invariants import HISTORY, LEFTOVERS
+from syncer.maintain.localfiles import LocalFiles, Outcome
 from syncer.metadata.node import ROOT
 from syncer.process.engine import Engine
 from tests.damage import HARM, Place, flip, halve, noise, read
@@ -89,10 +90,10 @@ def _harm(place: Place, statements: list[str]) -> None:
         assert connection.total_changes >= len(statements), "the test does no harm"
 
 
-def _fsck(engine: Engine, *, remote: bool = False) -> dict[str, Any]:
-    """A repair within a process that goes on."""
+def _fsck(engine: Engine, *, repair: bool = True, remote: bool = False) -> dict[str, Any]:
+    """A check, or a repair, within a process that goes on."""
     report = Report()
-    engine.fsck(Options(repair=True, remote=remote, read_data=True), report, lambda state: None)
+    engine.fsck(Options(repair=repair, remote=remote, read_data=True), report, lambda state: None)
     return report.result()
 
 
@@ -297,6 +298,73 @@ def test_a_block_that_only_this_computer_had_is_lost_and_named(
         engine.flush(60, lambda state: None)
     assert place.fsck(remote=True, repair=True).state == "clean"
     assert not place.fsck(remote=True).notes, "what turned up is not lost any more"
+
+
+@pytest.mark.expects_warnings
+@pytest.mark.parametrize("harm", HARM.values(), ids=HARM)
+@pytest.mark.parametrize("repair", [True, False])
+def test_what_is_written_again_meanwhile_is_not_given_up(
+    place: Place, harm: Callable[[Path], None], repair: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is what a person does whom `status` tells of the damage."""
+    (path,) = _dirty(place)
+    content = place.files[b"/new/large"]
+    harm(path)
+    with place.folder.lock():
+        engine = Engine(place.data, Config.load(place.folder.config))
+        look = LocalFiles.check
+
+        def look_and_write(files: LocalFiles, *rest: Any) -> Outcome:
+            outcome = look(files, *rest)
+            assert outcome.lost, "it was not found"
+            place.write(engine, b"/once more", content)
+            return outcome
+
+        monkeypatch.setattr(LocalFiles, "check", look_and_write)
+        try:
+            found = _fsck(engine, repair=repair)
+            assert found["state"] == "clean", found
+            engine.start()
+            assert read(engine, b"/new/large") == read(engine, b"/once more") == content
+            engine.flush(60, lambda state: None)
+        finally:
+            engine.stop()
+        monkeypatch.undo()
+    found_later = place.fsck(remote=True, read_data=True)
+    assert found_later.state == "clean" and not found_later.notes
+    assert place.read_all() == place.files
+
+
+@pytest.mark.expects_warnings
+@pytest.mark.parametrize("moment", ["before it is set aside", "after it was"])
+def test_what_is_being_written_is_not_given_up(
+    place: Place, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its content is there, and is about to be named."""
+    (path,) = _dirty(place)
+    content = place.files[b"/new/large"]
+    flip(path)
+    with place.folder.lock():
+        engine = Engine(place.data, Config.load(place.folder.config))
+        blocks, set_aside = engine._blocks, engine._blocks.set_aside
+
+        def put_meanwhile(block_id: bytes, *, is_lost: bool = False) -> None:
+            if moment == "before it is set aside":
+                blocks.put(content)
+            set_aside(block_id, is_lost=is_lost)
+            if moment == "after it was":
+                blocks.put(content)
+
+        monkeypatch.setattr(blocks, "set_aside", put_meanwhile)
+        try:
+            assert _fsck(engine)["state"] == "clean"
+            blocks.unhold([bytes.fromhex(path.name)])
+            engine.start()
+            assert read(engine, b"/new/large") == content
+            engine.flush(60, lambda state: None)
+        finally:
+            engine.stop()
+    assert place.fsck(remote=True, read_data=True).state == "clean"
 
 
 def test_a_dirty_block_that_the_server_has_all_the_same_is_not_lost(place: Place) -> None:

@@ -30,7 +30,7 @@ class BlockReader(Blocks):
             self._unkept[block_id] = content
         return content
 
-    def _set_aside(self, block_id: bytes) -> None:
+    def set_aside(self, block_id: bytes, *, is_lost: bool = False) -> None:
         """Its owner does so when it comes across the damage."""
 
     def _touch(self, block_id: bytes) -> None:

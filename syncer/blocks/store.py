@@ -230,7 +230,7 @@ class Blocks(Ledger):
         if self._matches(block_id, content):
             self.cache.set_verified(block_id, stamp)
             return content
-        self._set_aside(block_id)
+        self.set_aside(block_id)
         return None
 
     def distrust(self, block_id: bytes) -> None:
@@ -252,11 +252,15 @@ class Blocks(Ledger):
         fits = 0 < len(content) <= BLOCK_BYTES
         return fits and codec.block_id(content, self.seed) == block_id
 
-    def _set_aside(self, block_id: bytes) -> None:
+    def set_aside(self, block_id: bytes, *, is_lost: bool = False) -> None:
+        """Move a file out of the way if it is damaged, and nobody holds its block.
+
+        It may be all that there is of a dirty block: that of one only if it `is_lost`.
+        """
         with self._db.lock:
-            row = self._db.query_one("SELECT dirty FROM block WHERE id = ?", (block_id,))
+            is_dirty = self.is_dirty(block_id)
             with self._lock:
-                if row is not None and row[0] is not None:
+                if is_dirty and not is_lost:
                     log.error("the only local copy of block %s is damaged", block_id.hex())
                     return
                 if any(block_id in busy for busy in (self._holds, self._doomed, self._removing)):
@@ -267,7 +271,7 @@ class Blocks(Ledger):
             content = self._read_file(block_id)
             # Someone else may have repaired it meanwhile.
             if content is not None and not self._matches(block_id, content):
-                log.info("the local copy of block %s is damaged; fetching it", block_id.hex())
+                log.info("the local copy of block %s is damaged; it is set aside", block_id.hex())
                 self.cache.set_aside(block_id)
         finally:
             self._end_removal([block_id])
@@ -469,8 +473,19 @@ class Blocks(Ledger):
                 )
                 self.cache.budget.adopt(more)
 
+    def is_gone(self, block_id: bytes) -> bool:
+        """Whether a dirty block has no good file, and nobody is about to write one.
+
+        Reads the file. In the transaction that gives it up: who puts the content after this look
+        names the block anew.
+        """
+        with self._db.lock:
+            with self._lock:
+                is_held = block_id in self._holds
+            return not is_held and self.is_dirty(block_id) and self.read_whole(block_id) is None
+
     def give_up(self, block_ids: Iterable[bytes]) -> None:
-        """Drop dirty blocks that were lost, and that nothing names. In the caller's transaction."""
+        """Drop dirty blocks whose content is gone. In the caller's transaction."""
         for block_id in block_ids:
             self._db.execute("UPDATE block SET refs = 1 WHERE id = ?", (block_id,))
             self.unname([block_id])

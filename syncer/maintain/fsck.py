@@ -13,7 +13,7 @@ file of the database, is not repaired here, but by `rebuild`, before this.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from syncer.blocks.store import Blocks
@@ -30,7 +30,7 @@ from syncer.maintain.invariants import (
     missing_from_outbox,
     newest_number,
 )
-from syncer.maintain.localfiles import LocalFiles, give_up
+from syncer.maintain.localfiles import LocalFiles
 from syncer.maintain.lost import known_lost, note_lost, tell_lost
 from syncer.maintain.mending import Mender, keep_block, mend_past
 from syncer.maintain.named import note_named
@@ -170,12 +170,11 @@ class Fsck:
         if can_note:
             self._keep(outcome.unnamed)
         known = known_lost(reader)
-        lost = outcome.lost
+        if can_note:
+            lost = self._give_up(outcome.lost)
+        else:
+            lost = {block_id for block_id in outcome.lost if parts.blocks.is_gone(block_id)}
         tell_lost(reader, self._report, _LOST, lost, is_noted=can_note)
-        if can_note and lost:
-            note_lost(parts.tree, lost)
-            parts.db.sync()
-            give_up(parts.db, parts.blocks, lost)
         if options.repair:
             files.sweep()
             if is_rebuilt:
@@ -210,6 +209,25 @@ class Fsck:
                     parts.blocks.name(placed)
                 else:
                     parts.blocks.take_back(placed)
+
+    def _give_up(self, block_ids: Iterable[bytes]) -> set[bytes]:
+        """Let go of blocks that are gone, so that their epochs can be published, and note it.
+
+        Returns those that were gone: since they were found, somebody may have copied a file in
+        once more, and by that brought them back.
+        """
+        parts = self._parts
+        for block_id in block_ids:
+            parts.blocks.set_aside(block_id, is_lost=True)
+        given_up: set[bytes] = set()
+        for block_id in block_ids:
+            with parts.db.transaction():
+                if parts.blocks.is_gone(block_id):
+                    note_lost(parts.tree, [block_id])
+                    parts.blocks.give_up([block_id])
+                    given_up.add(block_id)
+        parts.blocks.collect()
+        return given_up
 
     def _check_remote_blocks(self, reader: Reader, known: set[bytes], *, can_note: bool) -> None:
         parts, options = self._parts, self._options

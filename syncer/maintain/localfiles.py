@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from syncer.blocks.fetch import block_key
 from syncer.blocks.store import Blocks
 from syncer.codec import MAX_OBJECT_BYTES, decode_block
-from syncer.errors import CorruptError, MissingError
+from syncer.errors import CorruptError, FormatError, MissingError
 from syncer.maintain.findings import Progress, Report
 from syncer.maintain.named import named_with
 from syncer.metadata.connection import Reader
@@ -156,6 +156,8 @@ class LocalFiles:
     def _lose(self, block_id: bytes, wrong: str) -> None:
         """The file of a block that was not uploaded is bad: perhaps the remote has it all the
         same, from another file or another computer."""
+        # Whoever puts the content once more is to look at the file.
+        self._blocks.distrust(block_id)
         content = self._fetched(block_id) if self._uses_remote else None
         if content is None:
             self._outcome.lost.add(block_id)
@@ -164,7 +166,7 @@ class LocalFiles:
             "bad local copy", f"block {block_id.hex()}: its file is {wrong}; the server has it"
         )
         if self._repairs:
-            self._blocks.cache.set_aside(block_id)
+            self._blocks.set_aside(block_id, is_lost=True)
             self._blocks.cache.add(block_id, content)
             self._blocks.cache.sync([block_id])
             self._blocks.mark_clean([block_id])
@@ -173,7 +175,7 @@ class LocalFiles:
         try:
             stored = self._remote.get(block_key(block_id), 0, MAX_OBJECT_BYTES + 1)
             return bytes(decode_block(stored, block_id, self._blocks.seed))
-        except (MissingError, CorruptError):
+        except (MissingError, CorruptError, FormatError):
             return None
 
     def _check_stray(self, block_id: bytes, named: dict[bytes, tuple[bool, int]]) -> bool:
@@ -207,12 +209,3 @@ class LocalFiles:
         if self._repairs:
             with self._db.transaction():
                 self._db.execute(sql, (block_id,))
-
-
-def give_up(db: Database, blocks: Blocks, lost: set[bytes]) -> None:
-    """Let go of blocks that are gone, so that their epochs can be published."""
-    with db.transaction():
-        blocks.give_up(lost)
-    for block_id in lost:
-        blocks.cache.set_aside(block_id)
-    blocks.collect()
