@@ -17,14 +17,19 @@ import pytest
 from syncer.codec import BLOCK_BYTES
 from syncer.config import Config
 from syncer.errors import LocalFullError, UsageError
+from syncer.maintain.findings import Report
+from syncer.maintain.fsck import Options
 from syncer.metadata import schema
 from syncer.metadata.node import Node
 from syncer.metadata.tree import Tree
 from syncer.metadata.walk import files_below
+from syncer.process.checking import check_alone
 from syncer.process.engine import Engine
+from syncer.process.folder import DataFolder
 from syncer.process.repository import clone_repository, create_repository
 from syncer.vfs.caller import Caller
 from tests.block_rig import content
+from tests.damage import halve
 
 ME = Caller(1000, 1000)
 MB = 1_000_000
@@ -314,6 +319,44 @@ def test_what_could_not_be_fetched_comes_when_the_server_is_back(rig: Rig) -> No
     assert rig.state(b"/thumbs/0") == "remote"
     rig.go_online()
     rig.wait(lambda: rig.state(b"/thumbs/2") == "local")
+    rig.wait_settled()
+
+
+@pytest.mark.parametrize("harm", [halve, Path.unlink])
+@pytest.mark.parametrize("is_mounted", [True, False])
+def test_a_pinned_copy_that_a_repair_drops_is_fetched_again(
+    rig: Rig, is_mounted: bool, harm: Callable[[Path], None]
+) -> None:
+    rig.pin(b"/thumbs")
+    rig.flush()
+    rig.wait_settled()
+    for path in (rig.data / "blocks").glob("[0-9a-f][0-9a-f]/*"):
+        harm(path)
+    options = Options(repair=True)
+    if is_mounted:
+        rig.engine.fsck(options, Report(), nothing)
+    else:
+        rig.engine.stop()
+        check_alone(DataFolder(rig.data), options, nothing)
+        rig.start()
+    rig.wait(lambda: all(rig.state(b"/thumbs/%d" % number) == "local" for number in range(3)))
+    rig.wait_settled()
+    rig.go_offline()
+    assert [rig.read(b"/thumbs/%d" % number) for number in range(3)] == [*map(content, range(3))]
+    rig.go_online()
+
+
+def test_a_pinned_copy_that_a_sweep_finds_gone_is_fetched_again(rig: Rig) -> None:
+    rig.pin(b"/thumbs")
+    rig.flush()
+    # As when the pins have been gone through before the sweep gets to what is gone.
+    rig.wait_settled()
+    for path in (rig.data / "blocks").glob("[0-9a-f][0-9a-f]/*"):
+        path.unlink()
+    rig.engine._is_swept = False
+    rig.engine._sweep()
+    rig.engine._keeper.hurry()
+    rig.wait(lambda: all(rig.state(b"/thumbs/%d" % number) == "local" for number in range(3)))
     rig.wait_settled()
 
 

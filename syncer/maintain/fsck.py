@@ -176,7 +176,9 @@ class Fsck:
             lost = {block_id for block_id in outcome.lost if parts.blocks.is_gone(block_id)}
         tell_lost(reader, self._report, _LOST, lost, is_noted=can_note)
         if options.repair:
-            files.sweep()
+            if files.sweep():
+                # A copy that went may have been a pinned one.
+                parts.tree.pins.loosen()
             if is_rebuilt:
                 parts.db.set_meta("boot", "")
         if options.remote:

@@ -71,10 +71,14 @@ class LocalFiles:
                 self._report.note(f"{path} is no block file; it is left alone")
         return self._outcome
 
-    def sweep(self) -> None:
-        """Make rows and files match. After `Outcome.unnamed` is seen to: it unlinks strays."""
+    def sweep(self) -> bool:
+        """Make rows and files match. After `Outcome.unnamed` is seen to: it unlinks strays.
+
+        Returns whether there was something to do, so that local copies may have gone.
+        """
         for first_byte in self._unswept:
             self._blocks.sweep_part(first_byte)
+        return bool(self._unswept)
 
     def _rows(self, first_byte: int) -> dict[bytes, tuple[int, int | None, int]]:
         low = bytes([first_byte])

@@ -261,6 +261,8 @@ class Engine:
         try:
             for block_id in self._blocks.sweep(lambda: self._is_stopping):
                 log.error("the local copy of block %s is missing", block_id.hex())
+            # A pinned copy that is gone may have been taken for one that is there until now.
+            self._tree.pins.loosen()
             # Else the next start goes through them again.
             self._is_swept = not self._is_stopping
         except SyncerError as error:
@@ -458,6 +460,7 @@ class Engine:
             is_mounted=self._started,
         )
         Fsck(parts, options, report, tell).check()
+        self._keeper.hurry()
 
     def set_config(self, key: str, text: str) -> None:
         """Change a setting; limits take effect at once, the rest with the next mount."""
