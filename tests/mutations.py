@@ -159,6 +159,19 @@ MUTATIONS = (
         "test_remote_session.py::test_a_write_that_was_cut_short_shows_in_the_size",
     ),
     Mutation(
+        2, "nobody asks whether the repository is the right one", "remote/files.py",
+        "        if not is_expected:\n            raise ForeignError(",
+        "        if False:\n            raise ForeignError(",
+        "test_server_changes.py::test_nothing_is_uploaded_into_another_repository",
+    ),
+    Mutation(
+        2, "after an outage nobody asks again", "remote/files.py",
+        "                self._recognised = set()\n                raise\n",
+        "                raise\n",
+        "test_remote_sftp.py::"
+        "test_after_an_outage_and_on_each_connection_it_is_asked_whether_it_is_the_right_one",
+    ),
+    Mutation(
         3, "an unmounted disk counts as empty", "remote/files.py",
         "            if key != CONFIG_KEY:\n                self._require_repository(files)\n", "",
         "test_remote_local.py::test_a_disk_that_is_not_mounted_is_offline_and_not_empty",

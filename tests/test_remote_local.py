@@ -10,12 +10,13 @@ import pytest
 from syncer.errors import (
     AccessError,
     ExistsError,
+    ForeignError,
     MissingError,
     OfflineError,
     RemoteFullError,
     TemporaryError,
 )
-from syncer.remote import State, local, open_remote
+from syncer.remote import Health, State, local, open_remote
 from syncer.remote.base import FOLDERS, Remote
 from tests.remote_contract import RemoteContract
 
@@ -245,3 +246,44 @@ def test_who_dies_in_a_creation_without_hard_links_leaves_it_whole_or_not_at_all
         patch.setattr(os, "replace", die)
         remote.create("writers/000001", b"second")
     assert remote.get("writers/000001") == b"second"
+
+
+def test_it_is_asked_whether_it_is_the_right_one_before_it_is_used(
+    remote: Remote, folder: Path
+) -> None:
+    asked: list[bytes] = []
+
+    def is_expected(data: bytes) -> bool:
+        asked.append(data)
+        return data == b"ours"
+
+    remote.put("syncer.json", b"ours")
+    remote.put("blocks/ab/abcd", b"content")
+    remote.expect(is_expected)
+    for _ in range(3):
+        remote.put("blocks/ab/abcd", b"content")
+        assert remote.get("blocks/ab/abcd") == b"content"
+    assert asked == [b"ours"]
+
+    # Of another disk, all that `stat` tells of its folder may be the same.
+    (folder / "syncer.json").write_bytes(b"other")
+    calls: list[Callable[[], object]] = [
+        lambda: remote.put("blocks/ab/other", b"content"),
+        lambda: remote.create("blocks/ab/other", b"content"),
+        lambda: remote.place("blocks/ab/other", b"content", lambda: True),
+        lambda: remote.move("blocks/ab/abcd", "trash/abcd"),
+        lambda: remote.delete("blocks/ab/abcd"),
+        lambda: list(remote.list("blocks/ab")),
+        lambda: remote.get("blocks/ab/other"),
+        lambda: remote.stat("blocks/ab/other"),
+        lambda: remote.check(),
+    ]
+    for call in calls:
+        with pytest.raises(ForeignError):
+            call()
+        # Each looks by itself, and not only the first.
+        remote.health = Health()
+        assert [path.name for path in (folder / "blocks" / "ab").iterdir()] == ["abcd"]
+
+    (folder / "syncer.json").write_bytes(b"ours")
+    remote.put("blocks/ab/other", b"content")

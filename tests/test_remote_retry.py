@@ -6,6 +6,7 @@ import pytest
 
 from syncer.errors import (
     AccessError,
+    ForeignError,
     HostKeyError,
     LoginError,
     MissingError,
@@ -13,7 +14,7 @@ from syncer.errors import (
     RemoteFullError,
     SyncerError,
 )
-from syncer.remote.retry import OVERDUE_SECONDS, Health, State
+from syncer.remote.retry import LONGEST_DELAY_SECONDS, OVERDUE_SECONDS, Health, State
 
 
 class Clock:
@@ -159,3 +160,13 @@ def test_who_waits_is_woken_when_the_remote_is_back() -> None:
         pass
     assert woken.wait(5)
     thread.join()
+
+
+def test_another_repository_in_its_place_is_told_as_such_and_looked_for_soon(
+    health: Health, clock: Clock
+) -> None:
+    for _ in range(9):
+        fail(health, ForeignError("another repository"))
+        clock.now += LONGEST_DELAY_SECONDS
+    assert health.report().state is State.FOREIGN
+    assert health.wait_online(0)

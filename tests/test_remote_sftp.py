@@ -16,6 +16,7 @@ import pytest
 
 from syncer.errors import (
     AccessError,
+    ForeignError,
     HostKeyError,
     LoginError,
     OfflineError,
@@ -199,6 +200,51 @@ def test_those_who_wait_for_a_connection_do_not_wait_their_limits_in_turn(
     with ThreadPoolExecutor(24) as threads:
         longest = max(threads.map(seconds_until_refused, range(24)))
     assert longest < 2 * LIMIT_SECONDS + 3
+
+
+def test_after_an_outage_and_on_each_connection_it_is_asked_whether_it_is_the_right_one(
+    server: Sshd, open_at: Open, folder: Path
+) -> None:
+    remote = open_at(folder, connections=3)
+    asked: list[bytes] = []
+
+    def is_expected(data: bytes) -> bool:
+        asked.append(data)
+        return data == b"ours"
+
+    remote.make_folders()
+    remote.put("syncer.json", b"ours")
+    remote.expect(is_expected)
+    for number in range(20):
+        remote.put(f"machines/{number}", b"x")
+    assert 1 <= len(asked) <= 3
+
+    elsewhere, other = folder.with_name("elsewhere"), folder.with_name("other")
+    (other / "tmp").mkdir(parents=True)
+    (other / "syncer.json").write_bytes(b"other")
+    folder.rename(elsewhere)
+    with pytest.raises(OfflineError):
+        remote.put("machines/1", b"x")
+    other.rename(folder)
+    remote.health.wait_online(30)
+    with pytest.raises(ForeignError):
+        remote.put("machines/1", b"x")
+    assert {path.name for path in folder.iterdir()} == {"tmp", "syncer.json"}
+    folder.rename(other)
+    elsewhere.rename(folder)
+    remote.health.wait_online(30)
+    remote.put("machines/1", b"x")
+
+    # Another server may have the same name.
+    server.stop()
+    with pytest.raises(OfflineError):
+        remote.put("machines/1", b"x")
+    folder.rename(elsewhere)
+    other.rename(folder)
+    server.start()
+    remote.health.wait_online(30)
+    with pytest.raises(ForeignError):
+        remote.put("machines/1", b"x")
 
 
 def test_uploads_that_hang_do_not_keep_a_reader_waiting(

@@ -39,7 +39,8 @@ STATUS_KEYS = {
     "file_bytes": "total size of the files",
     "open_files": "files that programs have open in the mount",
     "remote.location": "where the collection is kept",
-    "remote.state": '"unknown" (not asked yet), "online", "offline" or "error"',
+    "remote.state": '"unknown" (not asked yet), "online", "offline", "foreign" (another repository'
+    ' is there) or "error"',
     "remote.error": 'the last error in words; "" if there is none',
     "role": '"writer", "follower" (read-only) or "displaced" (another computer took over)',
     "generation": "how often the role of the writer changed hands",
@@ -81,7 +82,7 @@ def status_lines(status: dict[str, Any]) -> list[str]:
     lines = [_answer(status), f"  mount     {place}", f"  remote    {_remote(remote)}"]
     if status["role"] != "writer":
         lines.append(f"  role      {_role(status)}")
-    if not status["safe"]:
+    if not status["safe"] and not _is_unknown(status):
         lines.append(f"  waiting   {_dirty(status)}")
     lines += [f"  cache     {_cache(status)}", f"  reads     {_reads(status)}"]
     lines.append(f"  holds     {_holds(status)}")
@@ -107,16 +108,24 @@ def _answer(status: dict[str, Any]) -> str:
         )
     if status["safe"]:
         return "Everything is on the server."
+    if _is_unknown(status):
+        return "NOT known whether everything is on the server: another repository is in its place."
     parts = [_count(status["dirty_files"], "file")] if status["dirty_files"] else []
     parts.append(size(status["dirty_bytes"]) if status["dirty_blocks"] else "only names and dates")
     answer = f"NOT everything is on the server: {', '.join(parts)} to go"
-    if status["remote"]["state"] in ("offline", "error"):
+    if status["remote"]["state"] in ("offline", "foreign", "error"):
         return f"{answer}; the server can't be used."
     rate = status["upload_bytes_per_second"]
     if status["dirty_blocks"] and rate >= 1:
         left = duration(status["dirty_bytes"] / rate)
         answer += f" (about {left} at {size(rate)}/s)"
     return f"{answer}."
+
+
+def _is_unknown(status: dict[str, Any]) -> bool:
+    """Whether nothing is to be uploaded to a server that nobody can find now."""
+    is_foreign = status["remote"]["state"] == "foreign"
+    return is_foreign and not status["dirty_blocks"] and not status["unpublished_epochs"]
 
 
 def _remote(remote: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from syncer.errors import SyncerError, TemporaryError
+from syncer.errors import ForeignError, SyncerError, TemporaryError
 from syncer.exchange.roles import Exchange
 from syncer.remote.base import STARTS_AFTER_SECONDS
 
@@ -116,9 +116,9 @@ class ExchangeLoop:
                 self._after_step()
             self.error = ""
             return 0.0 if is_busy else self._interval_seconds
-        except TemporaryError as error:
+        except (ForeignError, TemporaryError) as error:
             self._told = str(error)
-            # At the end the connections are closed under its hands.
+            # Another disk goes as it came. At the end the connections are closed under its hands.
             if self._told != previous and not self._stopping.is_set():
                 log.info("the exchange waits: %s", error)
             return self._interval_seconds

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 from syncer.errors import (
@@ -33,6 +34,7 @@ from syncer.exchange.writers import (
     Chain,
     RepositoryInfo,
     Writers,
+    is_description_of,
     new_machine,
     note_machine,
     shares_numbers,
@@ -99,9 +101,10 @@ class Exchange:
         touched, or None: everything may have changed. It must not call back. `journaled`,
         `ready_objects` and `wait_uploaded` are for the `Publisher`. `before_writing` is called in
         the transaction that makes this machine the writer; `note_marks` with what `identity` must
-        not forget.
+        not forget. From now on, `remote` is used only where it holds this repository.
         """
         info = RepositoryInfo(db.get_meta("uuid"), db.get_meta("seed"))
+        remote.expect(partial(is_description_of, info))
         self._db = db
         self._epochs = epochs
         self._remote = remote

@@ -210,6 +210,15 @@ def read_repository(remote: Remote) -> RepositoryInfo:
     return RepositoryInfo(identity, seed)
 
 
+def is_description_of(info: RepositoryInfo, data: bytes) -> bool:
+    """Whether `syncer.json` with this content is that repository's; see `Remote.expect`.
+
+    Raises CorruptError if it is damaged, FormatError if a newer syncer made it.
+    """
+    (identity,) = decode_json(data, CONFIG_KEY, (), ("uuid",))
+    return bool(identity == info.uuid)
+
+
 def set_up_database(db: Database, info: RepositoryInfo, machine: int, role: str = "writer") -> None:
     """Make a new, empty database that of a machine of the repository; no epoch is known yet."""
     with db.transaction():

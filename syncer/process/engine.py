@@ -44,6 +44,7 @@ from syncer.process.repository import open_database, remote_of
 from syncer.process.stranded import Stranded
 from syncer.process.timemachine import TimeMachine
 from syncer.remote.base import STARTS_AFTER_SECONDS
+from syncer.remote.retry import State
 from syncer.transfer.keeper import PinKeeper
 from syncer.transfer.threads import Transfer
 from syncer.vfs.caller import Caller
@@ -375,6 +376,8 @@ class Engine:
         oldest_epoch, unpublished = self._outbox.oldest(), self._outbox.count()
         buffered = self.vfs.files.unsaved_count()
         is_safe = oldest_epoch is None and not transfer.dirty_blocks and not buffered
+        # Nobody knows where the server is that has it all.
+        is_safe = is_safe and health.state is not State.FOREIGN
         return {
             "safe": is_safe,
             "dirty_bytes": transfer.dirty_bytes,
@@ -434,7 +437,7 @@ class Engine:
         """Wait until everything that was written so far is on the server; returns the status.
 
         Raises TemporaryError if that takes longer, or can't be while the server is away;
-        DisplacedError if this machine may not publish any more.
+        DisplacedError if this machine may not publish any more; ForeignError: see `Flusher`.
         """
         return self._flusher.flush(timeout_seconds, progress)
 

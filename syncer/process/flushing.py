@@ -18,13 +18,13 @@ from collections.abc import Callable
 from typing import Any
 
 from syncer.blocks.store import Blocks
-from syncer.errors import TemporaryError
+from syncer.errors import ForeignError, TemporaryError
 from syncer.exchange.loop import ExchangeLoop
 from syncer.exchange.roles import Exchange
 from syncer.metadata.epochs import Epochs
 from syncer.metadata.outbox import Outbox
 from syncer.process.committer import Committer
-from syncer.remote.retry import Health
+from syncer.remote.retry import Health, State
 from syncer.transfer.threads import Transfer
 from syncer.vfs.files import Files
 
@@ -69,7 +69,8 @@ class Flusher:
         """Wait until everything that was written so far is on the server; returns the status.
 
         Raises TemporaryError if that takes longer, or can't be while the server is away;
-        DisplacedError if this machine may not publish any more.
+        DisplacedError if this machine may not publish any more, ForeignError if another repository
+        is in this one's place all the time.
         """
         deadline = time.monotonic() + (timeout_seconds if timeout_seconds is not None else 1e9)
         self._files.flush_all(seal=True)
@@ -92,7 +93,8 @@ class Flusher:
             if self._exchange.role == "displaced":
                 self._exchange.check_writer()
             if time.monotonic() > deadline:
-                raise TemporaryError(
+                is_foreign = status["remote"]["state"] == State.FOREIGN.value
+                raise (ForeignError if is_foreign else TemporaryError)(
                     f"{status['dirty_bytes']} bytes are not on the server yet; "
                     f"{status['remote']['error'] or 'wait, or give it more time'}"
                 )

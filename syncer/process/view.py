@@ -21,6 +21,7 @@ from syncer.blocks.fetch import Fetcher
 from syncer.blocks.reader import BlockReader
 from syncer.config import Config
 from syncer.errors import SyncerError
+from syncer.exchange.writers import RepositoryInfo, is_description_of
 from syncer.metadata.contents import Contents
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
@@ -59,6 +60,8 @@ class View:
         self._db = Database(folder.database, read_only=True)
         self._remote = remote_of(config)
         seed: int = self._db.get_meta("seed")
+        info = RepositoryInfo(self._db.get_meta("uuid"), seed)
+        self._remote.expect(partial(is_description_of, info))
         cache = Cache(folder.blocks, config.limit_bytes, 0, is_owner=False)
         self._fetcher = Fetcher(
             self._remote, seed, bytes_per_second=config.download_bytes_per_second

@@ -81,6 +81,8 @@ class Remote(ABC):
       folder is gone (a disk that isn't mounted). Once that is known, further calls fail at once
       until the next probe is due: see `Health`. The same object works again without a restart.
     - `LoginError`, `HostKeyError`: a person must act; looked at again in the same way.
+    - `ForeignError`: another repository is there than the one that was expected (`expect`);
+      likewise.
     - `AccessError`: the remote refuses, by permission or because it is read-only.
     - `UsageError`: the key is malformed.
 
@@ -217,6 +219,14 @@ class Remote(ABC):
     def is_empty(self) -> bool:
         """Whether the repository's folder is missing, or holds nothing but what `make_root` makes
         and first objects that were never finished."""
+
+    def expect(self, is_expected: Callable[[bytes], bool]) -> None:  # noqa: B027  needs no disk
+        """From now on be away with a `ForeignError` while another repository is there.
+
+        `is_expected` is given what `CONFIG_KEY` holds, and raises CorruptError or FormatError if
+        that can't be told; then nothing can be stored. It is asked before the first call that finds
+        the place, and whenever another one may have come to be there since.
+        """
 
     def prepare(self) -> None:  # noqa: B027  most have nothing to prepare
         """Have calls to come find the remote reachable, if it is; returns at once."""

@@ -9,6 +9,7 @@ blocks those who send.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import struct
@@ -39,6 +40,8 @@ DATA_HEAD_BYTES = 4
 """What comes before the bytes in an answer that brings some: their number."""
 GREETING = 0
 """Stands for the number of the first request, which has none."""
+
+_numbers = itertools.count(1)
 
 Answer = tuple[int, memoryview]
 """Its kind, and the bytes that follow its number."""
@@ -150,6 +153,8 @@ class Connection:
         towards the limit for its greeting."""
         self._stream = stream
         self._timeout_seconds = timeout_seconds
+        self.number = next(_numbers)
+        """No other connection of this process has, or had, the same."""
         self.windows = windows or Windows()
         self.round_trip_seconds = math.inf
         """How long the server's answer to a first small question took, if there was one."""

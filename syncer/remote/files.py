@@ -11,12 +11,20 @@ from __future__ import annotations
 import re
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ..errors import MissingError, OfflineError, TemporaryError
+from ..errors import (
+    AccessError,
+    CorruptError,
+    ForeignError,
+    FormatError,
+    MissingError,
+    OfflineError,
+    TemporaryError,
+)
 from .base import (
     CONFIG_KEY,
     FOLDERS,
@@ -35,6 +43,8 @@ Result = TypeVar("Result")
 
 _NAME_BYTES = 12
 """Of the random names under ``tmp/``."""
+_MAX_CONFIG_BYTES = 64 << 10
+"""As much as is read of `CONFIG_KEY` to tell one repository from another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +87,13 @@ class Files(ABC):
     Used by one thread at a time. Errors are those of `Remote`, with MissingError for a path
     that isn't there.
     """
+
+    @abstractmethod
+    def place(self) -> Hashable:
+        """What stays the same only while no other disk can have come to be here unnoticed.
+
+        Costs no round trip. Raises MissingError where there is no repository.
+        """
 
     @abstractmethod
     def read(self, path: str, offset: int, length: int | None) -> bytes:
@@ -130,6 +147,10 @@ class FileRemote(Remote):
         #: Folders whose own names are on the remote's disk, as this process has seen to. It only
         #: grows, so threads may share it.
         self._safe_folders: set[str] = set()
+        self._is_expected: Callable[[bytes], bool] | None = None
+        #: Places (`Files.place`) where the repository is known to be the expected one. Replaced,
+        #: not emptied, so that what was read before an outage counts for nothing after it.
+        self._recognised: set[Hashable] = set()
 
     @property
     def name(self) -> str:
@@ -149,9 +170,58 @@ class FileRemote(Remote):
         repeatable: bool = True,
         storing: bool = False,
         forced: bool = False,
+        reading: bool = False,
+        changing: bool = False,
     ) -> Result:
+        """What is read of an object tells by itself whether it is the right one: so with `reading`,
+        the repository is looked at only where something is missing (`_existing`)."""
+
+        def act(files: Files) -> Result:
+            if not reading:
+                self._recognise(files, changing=storing or changing)
+            return action(files)
+
         with self.health.attempt(forced=forced, storing=storing, urgent=urgent):
-            return self._perform(action, urgent=urgent, repeatable=repeatable)
+            try:
+                return self._perform(act, urgent=urgent, repeatable=repeatable)
+            except OfflineError:
+                # When it is back, it may be another one.
+                self._recognised = set()
+                raise
+
+    def expect(self, is_expected: Callable[[bytes], bool]) -> None:
+        self._is_expected = is_expected
+
+    def _recognise(self, files: Files, *, changing: bool = False) -> None:
+        """Raise ForeignError if another repository is there than the expected one."""
+        if self._is_expected is None:
+            return
+        recognised = self._recognised
+        try:
+            place = files.place()
+            if place in recognised:
+                return
+            data = files.read(CONFIG_KEY, 0, _MAX_CONFIG_BYTES)
+        except MissingError:
+            raise self._is_absent() from None
+        try:
+            is_expected = self._is_expected(data)
+        except (CorruptError, FormatError) as error:
+            # What is there can be read as ever: each object proves itself.
+            if changing:
+                raise AccessError(
+                    f"{self.name}: {error}; so nobody can tell whose repository it is"
+                ) from error
+            return
+        if not is_expected:
+            raise ForeignError(
+                f"{self.name} holds another repository than this data directory's:"
+                " is the right disk mounted there?"
+            )
+        recognised.add(place)
+
+    def _is_absent(self) -> OfflineError:
+        return OfflineError(f"{self.name} holds no repository at present: is its disk mounted?")
 
     def get(
         self, key: str, offset: int = 0, length: int | None = None, *, urgent: bool = False
@@ -160,11 +230,14 @@ class FileRemote(Remote):
         return self._run(
             lambda files: self._existing(files, key, lambda: files.read(key, offset, length)),
             urgent=urgent,
+            reading=True,
         )
 
     def stat(self, key: str) -> Entry:
         check_key(key)
-        found = self._run(lambda files: self._existing(files, key, lambda: files.stat(key)))
+        found = self._run(
+            lambda files: self._existing(files, key, lambda: files.stat(key)), reading=True
+        )
         return _entry(found)
 
     def _existing(self, files: Files, key: str, look: Callable[[], Result]) -> Result:
@@ -181,9 +254,8 @@ class FileRemote(Remote):
         try:
             files.stat(TEMPORARY_FOLDER)
         except MissingError:
-            raise OfflineError(
-                f"{self.name} holds no repository at present: is its disk mounted?"
-            ) from None
+            raise self._is_absent() from None
+        self._recognise(files)
 
     def put(self, key: str, data: Payload) -> bool:
         placed = self._store(key, data, replace=True)
@@ -266,7 +338,7 @@ class FileRemote(Remote):
             except MissingError:
                 self._require_repository(files)
 
-        self._run(delete)
+        self._run(delete, changing=True)
 
     def move(self, key: str, target: str) -> None:
         check_key(key)
@@ -275,6 +347,7 @@ class FileRemote(Remote):
         self._run(
             lambda files: self._existing(files, key, lambda: files.move(key, target)),
             repeatable=False,
+            changing=True,
         )
 
     def list(self, prefix: str) -> Iterator[Entry]:

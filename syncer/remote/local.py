@@ -6,7 +6,7 @@ import ctypes
 import errno
 import os
 import stat as modes
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ..errors import (
     SyncerError,
     TemporaryError,
 )
-from .base import Placed, Usage
+from .base import CONFIG_KEY, Placed, Usage
 from .files import FileRemote, Files, FileStatus, NewFile, Result
 
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -79,6 +79,13 @@ class LocalFiles(Files):
 
     def __init__(self, root: Path) -> None:
         self._root = root
+
+    def place(self) -> Hashable:
+        # Of two disks with one mount point, device and inodes may well have the same numbers.
+        where = self._root / CONFIG_KEY
+        with _translated(where):
+            found = where.stat()
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
     def read(self, path: str, offset: int, length: int | None) -> bytes:
         where = self._root / path

@@ -18,6 +18,7 @@ from enum import Enum
 
 from ..errors import (
     AccessError,
+    ForeignError,
     HostKeyError,
     LoginError,
     OfflineError,
@@ -39,6 +40,7 @@ class State(str, Enum):
 
     ONLINE = "online"
     OFFLINE = "offline"
+    FOREIGN = "foreign"
     ERROR = "error"
 
 
@@ -59,9 +61,9 @@ class Health:
     """Whether a remote answers, and who may try next. May be used from several threads.
 
     Every call on the remote runs inside `attempt`. Errors that keep the remote from answering
-    (`OfflineError`, `LoginError`, `HostKeyError`) shut the gate; any other answer opens it.
-    Errors that only keep it from storing (`RemoteFullError`, `AccessError`) are reported until
-    something was stored again, and stop nobody.
+    (`OfflineError`, `ForeignError`, `LoginError`, `HostKeyError`) shut the gate; any other answer
+    opens it. Errors that only keep it from storing (`RemoteFullError`, `AccessError`) are reported
+    until something was stored again, and stop nobody.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -88,7 +90,7 @@ class Health:
         probing = self._enter(forced, OVERDUE_SECONDS if urgent else 0.0)
         try:
             yield
-        except (OfflineError, LoginError, HostKeyError) as error:
+        except (OfflineError, ForeignError, LoginError, HostKeyError) as error:
             self._shut(error)
             raise
         except SyncerError as error:
@@ -119,8 +121,8 @@ class Health:
                 self._began = now
                 self._delay_seconds = FIRST_DELAY_SECONDS
             elif now >= self._probe_due:
-                is_away = isinstance(error, OfflineError)
-                longest = LONGEST_DELAY_SECONDS if is_away else LONGEST_LOGIN_DELAY_SECONDS
+                is_login = isinstance(error, (LoginError, HostKeyError))
+                longest = LONGEST_LOGIN_DELAY_SECONDS if is_login else LONGEST_DELAY_SECONDS
                 self._delay_seconds = min(2 * self._delay_seconds, longest)
             self._failure = error
             # Half of the delay is random, so that machines cut off together don't all come
@@ -161,12 +163,17 @@ class Health:
             is_reached = self._failure is None
         if error is None:
             return Report(State.ONLINE, "", since_seconds)
-        state = State.OFFLINE if isinstance(error, OfflineError) else State.ERROR
-        return Report(state, str(error), since_seconds, is_reached)
+        return Report(_state(error), str(error), since_seconds, is_reached)
 
     def __str__(self) -> str:
         report = self.report()
         return f"{report.state.value}: {report.error}" if report.error else report.state.value
+
+
+def _state(error: SyncerError) -> State:
+    if isinstance(error, OfflineError):
+        return State.OFFLINE
+    return State.FOREIGN if isinstance(error, ForeignError) else State.ERROR
 
 
 def _again(error: SyncerError) -> SyncerError:

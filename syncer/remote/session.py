@@ -66,6 +66,11 @@ class Session:
         return self._connection.name
 
     @property
+    def connection_number(self) -> int:
+        """Of all connections of this process, this one has it alone."""
+        return self._connection.number
+
+    @property
     def unanswered_bytes(self) -> int:
         """How much of this caller's is under way."""
         return self._inbox.unanswered_bytes

@@ -13,7 +13,7 @@ from __future__ import annotations
 import stat as modes
 import struct
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 
 from ..errors import (
@@ -80,6 +80,10 @@ class SftpFiles(Files):
             raise StatusError(f"{where}: {error}", error.code) from error
         except (MissingError, AccessError, ExistsError, RemoteFullError) as error:
             raise type(error)(f"{where}: {error}") from error
+
+    def place(self) -> Hashable:
+        # A disk that goes away shows as an outage, which `FileRemote` takes note of.
+        return self._session.connection_number
 
     def read(self, path: str, offset: int, length: int | None) -> bytes:
         session = self._session

@@ -4,10 +4,11 @@ A block is clean once its object is on the remote to stay: at once where the rem
 stores, with its name; else after a settling time, if the object is still there then. Until that, a
 crash of this process or of the server costs no more than another upload.
 
-What a failure leads to depends on its kind. While the remote can't be reached, all workers wait for
-its `Health`. Where it can, but does not store (full, read-only), all pause, for longer each time,
-much longer where a person must act. A block whose local copy is damaged is put aside, so that the
-others go on, and is tried again now and then: writing the same content again repairs it.
+What a failure leads to depends on its kind. While the remote can't be reached, or another one is
+in its place, all workers wait for its `Health`. Where it can, but does not store (full, read-only),
+all pause, for longer each time, much longer where a person must act. A block whose local copy is
+damaged is put aside, so that the others go on, and is tried again now and then: writing the same
+content again repairs it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from syncer import codec
 from syncer.blocks.fetch import block_key
 from syncer.blocks.store import Blocks
 from syncer.codec import BLOCK_BYTES
-from syncer.errors import CorruptError, OfflineError, PermanentError, SyncerError
+from syncer.errors import CorruptError, ForeignError, OfflineError, PermanentError, SyncerError
 from syncer.rates import MovingRate, RateLimit
 from syncer.remote.base import Remote
 from syncer.transfer.giveway import GiveWay
@@ -367,7 +368,7 @@ class Uploads:
             self._queue.appendleft(block_id)
             self._error = str(error)
             now = self._clock()
-            if isinstance(error, OfflineError) or now < self._resume_at:
+            if isinstance(error, (ForeignError, OfflineError)) or now < self._resume_at:
                 return
             # The first of the workers that failed together sets the pause for all.
             first, longest = _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS
