@@ -1,4 +1,5 @@
-"""How the values of settings are written: kinds of values, sizes and times. Pure."""
+"""How the values of settings are written: kinds of values, sizes and times; and sizes for a person.
+Pure."""
 
 from __future__ import annotations
 
@@ -49,6 +50,16 @@ def format_size(size_bytes: int) -> str:
         return "0"
     unit = next(unit for unit, factor in _UNITS.items() if size_bytes % factor == 0)
     return f"{size_bytes // _UNITS[unit]}{unit}"
+
+
+def size(size_bytes: float) -> str:
+    """Bytes for a person: three digits and a power of 1000."""
+    value = float(size_bytes)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if value >= 99.95 or unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:,.3g} PB"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from syncer.config import Config
 from syncer.errors import UsageError
 from syncer.process import mounting, mounts
 from syncer.remote import parse
+from syncer.values import size
 from tests.processes import command, contents, environment, run
 from tests.sshd import HOST, Sshd, make_key
 
@@ -527,7 +528,7 @@ def test_trouble_is_shown_in_words() -> None:
     [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1_500_000, "1.5 MB"), (99_960_000, "100 MB")],
 )
 def test_sizes_have_three_digits(size_bytes: int, expected: str) -> None:
-    assert report.size(size_bytes) == expected
+    assert size(size_bytes) == expected
 
 
 def test_the_local_remotes_path_is_kept_absolute(folder: Path) -> None:

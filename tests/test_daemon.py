@@ -410,6 +410,21 @@ def test_umount_can_wait_for_the_server(place: Place) -> None:
     assert status(place.data)["safe"]
 
 
+def test_who_waits_for_a_server_that_needs_a_person_is_told_and_all_stays_mounted(
+    place: Place,
+) -> None:
+    place.mount()
+    run("umount", "--wait", place.mnt)
+    (place.remote / "writers").rename(place.folder / "writers")
+    place.mount()
+    (place.mnt / "file").write_text("text")
+    for words in (["flush"], ["umount", "--wait"]):
+        error = run(*words, place.mnt, expect=15).stderr
+        assert "are not on the server yet" in error and "has lost who" in error
+        assert error.count("\n") == 1
+    assert (place.mnt / "file").read_text() == "text"
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Sshd]:
     with Sshd() as server:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from syncer.errors import SyncerError, TemporaryError
+from syncer.errors import AccessError, CorruptError, OfflineError, RemoteFullError, SyncerError
 from syncer.process.engine import Engine
 from syncer.process.flushing import _POLL_SECONDS
 from syncer.remote.base import Entry, Payload, Placed
@@ -141,7 +143,80 @@ def test_flush_makes_all_power_safe_here_where_the_remote_does_not_take_it(
         place.write(engine, b"/large", noise(7, 3 << 20))
         synced = dirty_at_own_syncs(engine, monkeypatch)
         written = engine._epochs.open
-        with pytest.raises(TemporaryError):
+        with pytest.raises(SyncerError, match="are not on the server yet"):
             engine.flush(1, lambda state: None)
         assert synced and all(synced)
         assert durable_epochs(engine) >= written
+
+
+def test_a_flush_ends_while_the_server_stays_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place.made_in(tmp_path)
+    place.remote_away()
+    monkeypatch.setattr("syncer.process.flushing.PATIENCE_SECONDS", 0.1)
+    with place.engine() as engine, pytest.raises(OfflineError, match=r"^200 kB are not on the"):
+        engine.flush(60, lambda state: None)
+
+
+def test_a_flush_goes_on_after_a_break(tmp_path: Path) -> None:
+    place = Place.made_in(tmp_path)
+    place.remote_away()
+
+    def come_back(state: dict[str, Any]) -> None:
+        if state["remote"]["state"] == "offline" and not place.remote.exists():
+            place.remote_back()
+
+    with place.engine() as engine:
+        assert engine.flush(60, come_back)["safe"]
+    assert place.remote.exists()
+
+
+@pytest.mark.expects_warnings
+def test_a_flush_ends_at_once_where_a_person_must_act(tmp_path: Path) -> None:
+    place = Place.made_in(tmp_path)
+    writers = place.remote / "writers"
+    writers.rename(tmp_path / "writers")
+    with place.engine() as engine:
+        with pytest.raises(CorruptError, match=r"^names and dates are not .* has lost who"):
+            engine.flush(60, lambda state: None)
+        # What was wrong the last time is tried once more.
+        shutil.copytree(tmp_path / "writers", writers, dirs_exist_ok=True)
+        assert engine.flush(60, lambda state: None)["safe"]
+
+
+@pytest.mark.parametrize("kind", [AccessError, RemoteFullError])
+@pytest.mark.parametrize("timeout_seconds", [0.5, 60.0])
+def test_a_flush_ends_with_the_error_of_what_is_in_the_way(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[SyncerError],
+    timeout_seconds: float,
+) -> None:
+    place = Place.made_in(tmp_path)
+    if timeout_seconds > 1:
+        monkeypatch.setattr("syncer.process.flushing.PATIENCE_SECONDS", 0.1)
+    with place.engine() as engine:
+
+        def refuse(*words: object) -> bool:
+            raise kind("it does not store")
+
+        monkeypatch.setattr(engine._remote, "put", refuse)
+        place.write(engine, b"/more", noise(9, 300_000))
+        with pytest.raises(kind, match="it does not store"):
+            engine.flush(timeout_seconds, lambda state: None)
+
+
+@pytest.mark.expects_warnings
+def test_a_flush_ends_where_the_only_copy_of_a_block_is_damaged(tmp_path: Path) -> None:
+    place = Place.made_in(tmp_path)
+    place.remote_away()
+    with place.engine() as engine:
+        place.write(engine, b"/more", noise(9, 300_000))
+    known = set(place.objects())
+    place.remote_back()
+    for path in place.blocks():
+        if path.name not in {one.name for one in known | set(place.objects())}:
+            path.unlink()
+    with place.engine() as engine, pytest.raises(CorruptError, match="damaged or gone"):
+        engine.flush(60, lambda state: None)

@@ -148,7 +148,8 @@ def _add_mounting(add: _Add) -> None:
         "unmount",
         "syncer umount mnt --wait",
         "Returns when everything is safe on the local disk and the mount's process is gone; the"
-        " exit status tells whether it is.",
+        " exit status tells whether it is. With --wait: if not everything comes to the server, it"
+        " ends as flush does, and all stays mounted.",
     )
     umount.add_argument("mountpoint", metavar="MOUNTPOINT", help="where it is mounted")
     umount.add_argument(
@@ -215,7 +216,10 @@ def _add_moving(add: _Add) -> None:
         "TARGET [--timeout SECONDS]",
         "wait until everything is on the server",
         "syncer flush mnt --timeout 600",
-        "Ends with exit code 4 if the time is over, or the server away, before it is.",
+        "Ends with the exit code of what is in the way: at once where a person must act, such as 7"
+        " where the server refuses to store, and after a minute in which nothing gets through where"
+        " it may pass, such as 4 where the server is away and 5 where it is full. 4 if the time is"
+        " over, and nothing is in the way.",
     )
     flush.add_argument("target", metavar="TARGET", help=_TARGET)
     flush.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="wait no longer")

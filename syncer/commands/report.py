@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from syncer import when
+from syncer.values import size
 
 STATUS_KEYS = {
     "safe": "whether everything that was written is on the server",
@@ -292,16 +293,6 @@ def _shown(path: str) -> str:
 
 def _count(number: int, noun: str, many: str = "") -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {many or noun + 's'}"
-
-
-def size(size_bytes: float) -> str:
-    """Bytes for a person: three digits and a power of 1000."""
-    value = float(size_bytes)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 999.5:
-            return f"{value:.0f} {unit}" if value >= 99.95 or unit == "B" else f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:,.3g} PB"
 
 
 def duration(seconds: float) -> str:

@@ -45,6 +45,7 @@ from syncer.metadata.node import node_base
 from syncer.metadata.outbox import Outbox
 from syncer.metadata.pruning import prune
 from syncer.remote.base import Remote
+from syncer.remote.retry import again
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +139,8 @@ class Exchange:
         self._noted_at: float | None = None
         # Set under _turn, read by `status` without it.
         self._writer_name = ""
-        self._error = ""
+        #: What the last step ended with, another one each time; None if it went well.
+        self.failure: SyncerError | None = None
         self._follow_if_nothing_is_stranded()
 
     def _follow_if_nothing_is_stranded(self) -> None:
@@ -164,7 +166,7 @@ class Exchange:
             published=published,
             unpublished=max(0, waiting),
             ignored_segments=len(self._follower.branches),
-            error=self._error,
+            error=str(self.failure or ""),
         )
 
     def step(self, *, looks_ahead: bool = False, is_ahead: bool = False) -> bool:
@@ -180,10 +182,10 @@ class Exchange:
             try:
                 is_busy = self._step(looks_ahead, is_ahead)
             except SyncerError as error:
-                self._error = str(error)
+                self.failure = again(error)
                 raise
             if self.role != "displaced":
-                self._error = ""
+                self.failure = None
             return is_busy
 
     def _step(self, looks_ahead: bool, is_ahead: bool) -> bool:

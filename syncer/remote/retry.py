@@ -110,7 +110,7 @@ class Health:
             if self._failure is None or forced:
                 return False
             if self._probing or self._clock() < self._probe_due + overdue_seconds:
-                raise _again(self._failure)
+                raise again(self._failure)
             self._probing = True
             return True
 
@@ -155,6 +155,12 @@ class Health:
                 until = deadline if self._probing else min(deadline, self._probe_due)
                 self._changed.wait(until - now)
 
+    @property
+    def failure(self) -> SyncerError | None:
+        """What the last call ended with that got no answer; None if it got one."""
+        with self._changed:
+            return self._failure
+
     def report(self) -> Report:
         """The state for `status`."""
         with self._changed:
@@ -176,6 +182,6 @@ def _state(error: SyncerError) -> State:
     return State.FOREIGN if isinstance(error, ForeignError) else State.ERROR
 
 
-def _again(error: SyncerError) -> SyncerError:
+def again(error: SyncerError) -> SyncerError:
     """A new exception of the same kind and text: tracebacks of several threads must not mix."""
     return type(error)(str(error))

@@ -27,6 +27,7 @@ from syncer.codec import BLOCK_BYTES
 from syncer.errors import CorruptError, ForeignError, OfflineError, PermanentError, SyncerError
 from syncer.rates import MovingRate, RateLimit
 from syncer.remote.base import Remote
+from syncer.remote.retry import again
 from syncer.transfer.giveway import GiveWay
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ class Uploads:
         self._done: list[bytes] = []
         self._aside: dict[bytes, str] = {}
         self._aside_since = 0.0
-        self._error = ""
+        self._failure: SyncerError | None = None
         self._resume_at = float("-inf")
         self._pause_seconds = 0.0
         self._uploaded_blocks = 0
@@ -166,7 +167,13 @@ class Uploads:
     def is_hopeful(self) -> bool:
         """Whether uploads are under way, and nothing says that they will fail."""
         with self._changed:
-            return bool(self._in_flight or self._settling) and not self._error
+            return bool(self._in_flight or self._settling) and self._failure is None
+
+    @property
+    def failure(self) -> SyncerError | None:
+        """What the last upload ended with, another one each time; None if it went well."""
+        with self._changed:
+            return self._failure
 
     def under_way(self) -> frozenset[bytes]:
         """The blocks whose objects may come to be on the remote at any moment."""
@@ -197,14 +204,14 @@ class Uploads:
                 uploaded_bytes=self._uploaded_bytes,
                 bytes_per_second=self._bytes_rate.per_second(),
                 blocks_per_second=self._blocks_rate.per_second(),
-                error=self._error,
+                error=str(self._failure or ""),
                 damaged=tuple(self._aside.items()),
             )
 
     # Which block is next
 
     def _next(self) -> bytes | None:
-        if self._error and not self._remote.health.wait_online(_WAIT_SECONDS):
+        if self._failure and not self._remote.health.wait_online(_WAIT_SECONDS):
             return None
         with self._changed:
             now = self._clock()
@@ -304,7 +311,7 @@ class Uploads:
         self._blocks_rate.add(1)
         with self._changed:
             self._in_flight -= 1
-            self._error = ""
+            self._failure = None
             self._pause_seconds = 0.0
             self._uploaded_blocks += 1
             self._uploaded_bytes += object_bytes
@@ -361,12 +368,13 @@ class Uploads:
 
     def _fail(self, block_id: bytes, error: SyncerError) -> None:
         with self._changed:
-            if str(error) != self._error:
+            if str(error) != str(self._failure or ""):
                 log.info("uploads pause: %s", error)
             self._in_flight -= 1
             self._busy.discard(block_id)
             self._queue.appendleft(block_id)
-            self._error = str(error)
+            # Without the frames that it came through, which hold a block.
+            self._failure = again(error)
             now = self._clock()
             if isinstance(error, (ForeignError, OfflineError)) or now < self._resume_at:
                 return
