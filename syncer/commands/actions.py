@@ -106,21 +106,32 @@ def _states(target: str | None) -> tuple[list[dict[str, Any]], SyncerError | Non
     failure: SyncerError | None = None
     if target is not None:
         around = mounts.mount_around(Path(target))
-        if around and around.at:
-            return [_view_state(around)], None
-        states.append(ask(resolve(target).folder, "status", no_progress))
+        if around:
+            return [_state_of(around)], None
+        folder = resolve(target).folder
+        # A data directory may have been named whose mount is dead.
+        mounted = [one for one in mounts.our_mounts() if one.data == folder.path and not one.at]
+        states.append(_state_of(mounted[-1]) if mounted else ask(folder, "status", no_progress))
     else:
         for mount in mounts.our_mounts(os.getuid()):
             try:
-                if mount.at:
-                    states.append(_view_state(mount))
-                else:
-                    states.append(ask(DataFolder(mount.data), "status", no_progress))
+                states.append(_state_of(mount))
             except SyncerError as error:
                 failure = failure or error
     # Where nothing is mounted, this process has answered itself.
     here = os.getpid()
     return [{**state, "pid": 0} if state["pid"] == here else state for state in states], failure
+
+
+def _state_of(mount: mounts.Mount) -> dict[str, Any]:
+    """The state of a mount, whose process may have died."""
+    if mount.at:
+        return _view_state(mount)
+    state = ask(DataFolder(mount.data), "status", no_progress)
+    if state["pid"] == os.getpid():
+        # Nobody else has answered.
+        return {**state, "mountpoint": str(mount.mountpoint), "pid": 0, "is_dead": True}
+    return state
 
 
 def _view_state(mount: mounts.Mount) -> dict[str, Any]:

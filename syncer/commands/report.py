@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from syncer import when
@@ -56,6 +57,8 @@ STATUS_KEYS = {
     "data": "the data directory",
     "mountpoint": 'where it is mounted; "" if it is not',
     "fuse": "version of libfuse; 0 if not mounted",
+    "is_dead": "true, and only there, if the mount's process has died: the mount point answers"
+    " nobody until `syncer umount` or the next `syncer mount`",
     "at": "only of a mount that shows the past (--at): its moment. Such an object has besides only"
     " `epoch`, `data`, `mountpoint`, `pid` and `fuse`",
 }
@@ -78,9 +81,8 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         shown, data = status["mountpoint"], status["data"]
         end = "" if status["pid"] else f" Or did: its process is gone; syncer umount {shown}"
         return [f"{shown} shows {data} as it was at {status['at']}, read-only.{end}"]
-    place = status["mountpoint"] or f"{status['data']} (not mounted)"
     remote = status["remote"]
-    lines = [_answer(status), f"  mount     {place}", f"  remote    {_remote(remote)}"]
+    lines = [_answer(status), f"  mount     {_place(status)}", f"  remote    {_remote(remote)}"]
     if status["role"] != "writer":
         lines.append(f"  role      {_role(status)}")
     if not status["safe"] and not _is_unknown(status):
@@ -99,6 +101,14 @@ def status_lines(status: dict[str, Any]) -> list[str]:
     ]
     lines += [f"  error     {error}" for error in status["errors"]]
     return lines
+
+
+def _place(status: dict[str, Any]) -> str:
+    mountpoint, data = status["mountpoint"], status["data"]
+    if status.get("is_dead"):
+        again = shlex.join(["syncer", "mount", data, mountpoint])
+        return f"{mountpoint}: its process has died; mount it again: {again}"
+    return mountpoint or f"{data} (not mounted)"
 
 
 def _answer(status: dict[str, Any]) -> str:
