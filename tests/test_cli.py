@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -200,6 +201,79 @@ def test_output_that_nobody_reads_any_more_ends_it_without_a_word() -> None:
     assert process.wait(30) == 141
     assert process.stderr.read() == b""
     process.stderr.close()
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    "words",
+    ["--version", "--help", "config data", "status data", "snapshots data", "pins data --json"],
+)
+def test_a_little_output_that_can_not_be_written_is_at_most_one_line(words: str) -> None:
+    run("init", "data", "remote")
+
+    def printing(stdout: int | None) -> tuple[int, bytes]:
+        line = command(*words.split())
+        if stdout is None:
+            line = ["sh", "-c", 'exec "$@" >&-', "sh", *line]
+        done = subprocess.run(
+            line,
+            env=environment(PYTHONUNBUFFERED=""),
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+        return done.returncode, done.stderr
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        assert printing(writer) == (0, b"")
+        assert printing(None) == (0, b"")
+        if words != "snapshots data":  # There are none.
+            said = b"syncer: can't write the output: No space left on device\n"
+            assert printing(full) == (1, said)
+    finally:
+        os.close(writer)
+        os.close(full)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_failure_is_told_also_where_nobody_reads_the_output() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as pipe:
+        line = command("status", "data")
+        assert (
+            subprocess.run(
+                line, env=environment(PYTHONUNBUFFERED=""), stdout=pipe, check=False
+            ).returncode
+            == 3
+        )
+
+
+@pytest.mark.usefixtures("folder")
+def test_verbose_may_stand_before_the_command() -> None:
+    assert "Traceback" in run("-v", "status", "nowhere", expect=3).stderr
+    words = ["-v", "data", "host:x", "mnt", "1000"]
+    assert cli.parse(words).verbose and cli.parse(words).command == "mount"
+
+
+def test_an_interrupt_while_it_starts_is_no_traceback() -> None:
+    """The command takes its time to be imported."""
+    script = (
+        "import sys, types, os, signal\n"
+        "class Late(types.ModuleType):\n"
+        "    def __getattr__(self, name):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.modules['syncer.commands.cli'] = Late('cli')\n"
+        "import runpy; runpy.run_module('syncer', run_name='__main__')\n"
+    )
+    line = [sys.executable, "-c", script]
+    done = subprocess.run(
+        line, env=environment(PYTHONUNBUFFERED=""), capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
 
 
 # What can not be mounted
