@@ -430,6 +430,47 @@ def test_another_repositorys_data_directory(
 
 
 @pytest.mark.usefixtures("folder")
+def test_a_folder_that_may_not_be_looked_into(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["init", "data", "remote"]) == 0
+    commands = [
+        "mount data mnt",
+        "mount data remote mnt 1000",
+        "init data remote2",
+        "clone data remote",
+        "autostart add data mnt",
+        "status data",
+        "config data",
+    ]
+    os.chmod("data", 0)
+    root = os.geteuid() == 0
+    for words in commands:
+        if root:
+            os.seteuid(65534)
+        try:
+            assert cli.main(words.split()) == 7
+        finally:
+            if root:
+                os.seteuid(0)
+        assert re.fullmatch(r"syncer: [^\n]+ Permission denied\n", capsys.readouterr().err)
+    os.chmod("data", 0o700)
+    assert cli.main(["status", "data"]) == 0
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for others")
+def test_what_is_another_users_is_not_changed_by_root(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["init", "data", "remote"]) == 0
+    for path in [Path("data"), *Path("data").rglob("*")]:
+        os.chown(path, 65534, 65534)
+    owners = {path: path.stat().st_uid for path in Path("data").rglob("*")}
+    moment = "mount data --at latest mnt"
+    for words in ("config data max_size 200M", "flush data", "mount data mnt", moment, "fsck data"):
+        told = fails(capsys, 7, *words.split())
+        assert re.search("belongs to [^ ]+; run this as [^ ]+$", told.strip()), told
+    assert {path: path.stat().st_uid for path in Path("data").rglob("*")} == owners
+
+
+@pytest.mark.usefixtures("folder")
 def test_a_target_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ("status nowhere", "flush mnt", "evict nowhere", "fetch nowhere", "config mnt"):
         fails(capsys, 3, *words.split())

@@ -40,6 +40,7 @@ def resolve(text: str) -> Target:
     # What is not mounted is named from its data directory on: data/photos/a.jpg.
     for above in (path, *path.parents):
         folder = DataFolder(above)
+        folder.look()
         # One that has lost its database is still one: fsck builds it anew.
         parts = (folder.database, folder.blocks)
         if os.path.exists(folder.config) and any(map(os.path.exists, parts)):

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import pwd
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +53,11 @@ class DataFolder:
         return self.path / f"view-{digest.hexdigest()}.sock"
 
     def require(self) -> None:
-        """Raise MissingError, or ForeignError, if this is no data directory."""
+        """Raise MissingError, or ForeignError, if this is no data directory.
+
+        Raises AccessError if it can't be looked into.
+        """
+        self.look()
         if not self.path.is_dir():
             raise MissingError(f"{self.path} does not exist; make it with: syncer init")
         if self.unfinished.is_file():
@@ -60,12 +65,37 @@ class DataFolder:
         if not self.config.is_file():
             raise ForeignError(f"{self.path} is not a data directory of syncer")
 
+    def look(self) -> None:
+        """Raise AccessError if there is something that we may not look into.
+
+        Who asks for a file in it would be told that there is none, or by an error of the system's.
+        """
+        try:
+            os.stat(self.config)
+        except PermissionError as error:
+            raise AccessError(f"{self.path} can't be looked into: {error.strerror}") from error
+        except OSError:
+            return
+
+    def check_owner(self) -> None:
+        """Raise AccessError if it is another user's, who could not use what we leave in it."""
+        try:
+            owner = os.stat(self.path).st_uid
+        except OSError:
+            # Whoever opens something in it learns why.
+            return
+        if owner != os.geteuid():
+            name = _user_name(owner)
+            raise AccessError(f"{self.path} belongs to {name}; run this as {name}")
+
     @contextlib.contextmanager
     def lock(self, patience_seconds: float = 0.0) -> Iterator[None]:
         """Hold the directory for this process.
 
-        Raises BusyError if another one does for so long, MissingError if there is no directory.
+        Raises BusyError if another one does for so long, MissingError if there is no directory,
+        AccessError if it belongs to another user.
         """
+        self.check_owner()
         try:
             descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
@@ -96,6 +126,13 @@ def _is_locked(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _user_name(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"the user with the number {number}"
 
 
 def mending(folder: DataFolder) -> str:

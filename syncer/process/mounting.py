@@ -33,6 +33,10 @@ def plan_mount(arguments: argparse.Namespace, at: PastMoment | None = None) -> M
     location = parse(remote) if remote else None
     data = mounts.real(Path(arguments.data))
     folder = DataFolder(data)
+    folder.look()
+    if at is not None:
+        # It takes no lock, and leaves a log all the same.
+        folder.check_owner()
     is_new = not os.path.exists(folder.config)
     limit_bytes = None if limit is None else parse_limit(limit)
     if is_new:

@@ -132,6 +132,7 @@ class _Making:
     def _look(self) -> None:
         """See what is there. Raises ForeignError if that is nothing to begin with."""
         path = self._folder.path
+        self._folder.look()
         if not path.exists():
             return
         if not path.is_dir():
