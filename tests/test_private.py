@@ -16,7 +16,7 @@ import pytest
 from syncer.commands.cli import main
 from syncer.errors import AccessError
 from syncer.process.control import call
-from tests.mounted import BINDINGS, ROOT, CommandError, mounted
+from tests.mounted import BINDINGS, ROOT, CommandError, mounted, syncer
 from tests.processes import children_of, wait_for
 from tests.sshd import HOST, Sshd
 
@@ -50,6 +50,23 @@ def test_all_in_the_data_directory_is_for_its_owner_only(tmp_path: Path) -> None
                 mode = path.lstat().st_mode
                 wanted = 0o700 if stat.S_ISDIR(mode) else 0o600
                 assert stat.S_IMODE(mode) == wanted, path
+    finally:
+        os.umask(before)
+
+
+def test_all_in_a_repository_is_for_its_owner_only_whichever_command_makes_it(
+    tmp_path: Path,
+) -> None:
+    before = os.umask(0o022)
+    try:
+        remote = tmp_path / "remote"
+        syncer("init", tmp_path / "data", remote)
+        assert stat.S_IMODE(remote.stat().st_mode) == 0o700
+        syncer("snapshot", tmp_path / "data", "kept")
+        syncer("flush", tmp_path / "data")
+        for path in remote.rglob("*"):
+            wanted = 0o700 if path.is_dir() else 0o600
+            assert stat.S_IMODE(path.stat().st_mode) == wanted, path
     finally:
         os.umask(before)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -39,6 +40,15 @@ def remote(folder: Path) -> Remote:
     remote = open_remote(folder.as_uri())
     remote.make_folders()
     return remote
+
+
+def test_the_folder_that_it_makes_is_for_its_owner_only(folder: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        open_remote(str(folder)).make_folders()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 def test_an_object_is_a_plain_file_of_its_key(remote: Remote, folder: Path) -> None:

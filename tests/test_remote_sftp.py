@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -97,6 +98,12 @@ class TestSftpRemote(RemoteContract):
     @pytest.fixture
     def fresh(self, open_at: Open, folder: Path) -> Remote:
         return open_at(folder)
+
+
+def test_the_folder_that_it_makes_is_for_its_owner_only(open_at: Open, folder: Path) -> None:
+    for place in (folder, folder / "deeper" / "down"):
+        open_at(place).make_folders()
+        assert stat.S_IMODE(place.stat().st_mode) == 0o700
 
 
 def test_making_it_connects_to_nothing(server: Sshd, open_at: Open, folder: Path) -> None:

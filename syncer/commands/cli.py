@@ -68,7 +68,12 @@ def _run(words: Sequence[str]) -> int:
     run: Callable[[Any], int] = getattr(
         importlib.import_module(f"syncer.commands.{arguments.module}"), arguments.command
     )
-    return run(arguments)
+    # What is made in the data directory and in a local repository is for its owner only.
+    before = os.umask(0o077)
+    try:
+        return run(arguments)
+    finally:
+        os.umask(before)
 
 
 def _open_streams() -> None:

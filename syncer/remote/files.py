@@ -42,6 +42,8 @@ from .retry import Health
 Result = TypeVar("Result")
 
 _NAME_BYTES = 12
+ROOT_MODE = 0o700
+"""Of a repository's folder: contents are not encrypted. One that is there already keeps its own."""
 """Of the random names under ``tmp/``."""
 _MAX_CONFIG_BYTES = 64 << 10
 """As much as is read of `CONFIG_KEY` to tell one repository from another."""
@@ -124,7 +126,7 @@ class Files(ABC):
 
     @abstractmethod
     def make_root(self) -> None:
-        """Make the folder itself and its parents, where they are missing."""
+        """Make the folder itself, with `ROOT_MODE`, and its parents, where they are missing."""
 
     @abstractmethod
     def make_folders(self, paths: Sequence[str]) -> None:

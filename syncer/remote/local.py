@@ -20,7 +20,7 @@ from ..errors import (
     TemporaryError,
 )
 from .base import CONFIG_KEY, Placed, Usage
-from .files import FileRemote, Files, FileStatus, NewFile, Result
+from .files import ROOT_MODE, FileRemote, Files, FileStatus, NewFile, Result
 
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """What link(2) says on file systems that have none, such as exFAT on an external disk."""
@@ -134,7 +134,7 @@ class LocalFiles(Files):
     def make_root(self) -> None:
         with _translated(self._root):
             missing = [one for one in (self._root, *self._root.parents) if not one.exists()]
-            self._root.mkdir(parents=True, exist_ok=True)
+            self._root.mkdir(mode=ROOT_MODE, parents=True, exist_ok=True)
         for folder in missing:
             _sync_folder(folder.parent)
 

@@ -26,7 +26,7 @@ from ..errors import (
 )
 from . import packets as sftp
 from .base import Placed, Usage
-from .files import Files, FileStatus, NewFile
+from .files import ROOT_MODE, Files, FileStatus, NewFile
 from .packets import wide
 from .session import Session, StatusError
 from .syncing import FolderSyncs, finish_sync, send_sync
@@ -156,11 +156,12 @@ class SftpFiles(Files):
             self.stat("")
         except MissingError:
             steps = self._root.split(b"/")
+            root = self._root.rstrip(b"/")
             paths = [b"/".join(steps[:end]) for end in range(1, len(steps) + 1)]
             first = b"/" if self._root.startswith(b"/") else b"."
             with self.told(""):
                 for path in filter(None, paths):
-                    self._make([path])
+                    self._make([path], ROOT_MODE if path == root else None)
                 self._sync_folders([first, *filter(None, paths[:-1])])
 
     def make_folders(self, paths: Sequence[str]) -> None:
@@ -179,10 +180,14 @@ class SftpFiles(Files):
             for sync in folders.send_syncs():
                 finish_sync(self._session, sync)
 
-    def _make(self, paths: Sequence[bytes]) -> None:
-        """Make folders of which none lies in another, those that are missing."""
+    def _make(self, paths: Sequence[bytes], mode: int | None = None) -> None:
+        """Make folders of which none lies in another, those that are missing.
+
+        Without a mode they get the server's usual one.
+        """
         session = self._session
-        requests = [(path, session.send(sftp.MKDIR, path, 0)) for path in paths]
+        attributes = (0,) if mode is None else (sftp.HAS_MODE, mode)
+        requests = [(path, session.send(sftp.MKDIR, path, *attributes)) for path in paths]
         failed: list[tuple[bytes, AccessError | StatusError | ExistsError]] = []
         for path, request in requests:
             try:
