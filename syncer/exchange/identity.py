@@ -27,7 +27,7 @@ import contextlib
 import secrets
 from collections.abc import Callable
 
-from syncer.errors import AccessError
+from syncer.errors import AccessError, TemporaryError
 from syncer.exchange.writers import Writers, mark_key
 from syncer.metadata.db import Database
 from syncer.remote.base import Remote
@@ -51,9 +51,14 @@ class Identity:
         self._remote = remote
         self._writers = writers
         self._note = note
+        #: Whether the last `begin` could leave a mark.
+        self.is_marked = False
 
-    def begin(self) -> bool:
-        """Leave a mark; False if another data directory has this machine's id."""
+    def begin(self, *, needs_mark: bool = True) -> bool:
+        """Leave a mark; False if another data directory has this machine's id.
+
+        Who only reads needs none, and goes on without it where the remote has no room.
+        """
         self._writers.look()
         if self.is_shared():
             return False
@@ -65,14 +70,26 @@ class Identity:
         self._db.set_meta("marks", " ".join(tokens))
         self._db.sync()
         self._note(" ".join(tokens))
+        self.is_marked = False
         # A follower may have no right to write; then it can't claim to be the writer either.
         with contextlib.suppress(AccessError):
-            self._remote.put(mark_key(machine, token), b"")
+            if not self._can_put(mark_key(machine, token), needs_mark):
+                return True
+            self.is_marked = True
             self._writers.look()
             if self.is_shared():
                 return False
             for other in former:
                 self._remote.delete(mark_key(machine, other))
+        return True
+
+    def _can_put(self, key: str, needs_mark: bool) -> bool:
+        try:
+            self._remote.put(key, b"")
+        except TemporaryError:
+            if needs_mark:
+                raise
+            return False
         return True
 
     def mark(self) -> str | None:

@@ -16,6 +16,7 @@ from syncer.errors import (
     CorruptError,
     ExistsError,
     MissingError,
+    TemporaryError,
 )
 from syncer.exchange.incoming import Touched, check_touched, check_tree, insert_epochs, insert_rows
 from syncer.exchange.rows import TABLES
@@ -255,10 +256,17 @@ def clone(remote: Remote, path: Path, name: str) -> RepositoryInfo:
     info = read_repository(remote)
     machine = new_machine(remote)
     build(remote, info, machine, path)
-    # A clone of a repository that may only be read is still good for reading.
-    with contextlib.suppress(AccessError):
-        note_machine(remote, machine, name, "follower", 0)
+    note_follower(remote, machine, name, 0)
     return info
+
+
+def note_follower(remote: Remote, machine: int, name: str, published: int) -> None:
+    """Tell the other machines that this follower exists, if the remote lets it.
+
+    One that may not write there, or finds no room, is still good for reading.
+    """
+    with contextlib.suppress(AccessError, TemporaryError):
+        note_machine(remote, machine, name, "follower", published)
 
 
 def build(remote: Remote, info: RepositoryInfo, machine: int, path: Path) -> None:

@@ -27,7 +27,13 @@ from syncer.exchange.checkpoint import Backlog, Checkpoints
 from syncer.exchange.identity import Identity
 from syncer.exchange.incoming import Touched
 from syncer.exchange.publish import Looks, Publisher, ReadyObjects
-from syncer.exchange.recover import AppliedHook, BehindError, Follower, reload
+from syncer.exchange.recover import (
+    AppliedHook,
+    BehindError,
+    Follower,
+    note_follower,
+    reload,
+)
 from syncer.exchange.rows import MAX_EPOCH
 from syncer.exchange.settling import Settling
 from syncer.exchange.writers import (
@@ -216,7 +222,7 @@ class Exchange:
         """
         with self._turn:
             if not self._is_adopted:
-                self._identify()
+                self._identify(needs_mark=True)
                 self.check_writer()
                 if not self._publisher.adopt():
                     self._renew_identity()
@@ -275,9 +281,9 @@ class Exchange:
             self._settle(chain)
             self._displace(f"{newest.name} has become the repository's writer")
 
-    def _identify(self) -> None:
+    def _identify(self, *, needs_mark: bool) -> None:
         """Make sure, once, that no other data directory has this machine's id."""
-        if not self._is_identified and not self._identity.begin():
+        if not self._is_identified and not self._identity.begin(needs_mark=needs_mark):
             self._renew_identity()
         self._is_identified = True
 
@@ -295,7 +301,7 @@ class Exchange:
             if was_writer:
                 self._db.set_meta("role", "displaced")
         log.info("%s: it is now machine %016x", _COPY, machine)
-        self._is_identified = self._identity.begin()
+        self._is_identified = self._identity.begin(needs_mark=False)
         self._noted_at = None
         self._note_machine()
         if was_writer:
@@ -330,7 +336,9 @@ class Exchange:
                     "this data directory has changes that are not in the repository's history;"
                     " make a new clone to take over"
                 )
-            self._identify()
+            if not self._identity.is_marked:
+                self._is_identified = False
+            self._identify(needs_mark=True)
             self.follow()
             self._renumber()
             machine: int = self._db.get_meta("machine")
@@ -382,10 +390,12 @@ class Exchange:
         now = time.monotonic()
         if self._noted_at is not None and now - self._noted_at < _NOTE_SECONDS:
             return
-        # A follower may have no right to write; then nobody need know of it.
-        with contextlib.suppress(AccessError):
-            machine, published = self._db.get_meta("machine"), self._db.get_meta("published")
-            note_machine(self._remote, machine, self._name, self.role, published)
+        machine, published = self._db.get_meta("machine"), self._db.get_meta("published")
+        if self.role == "follower":
+            note_follower(self._remote, machine, self._name, published)
+        else:
+            with contextlib.suppress(AccessError):
+                note_machine(self._remote, machine, self._name, self.role, published)
         self._noted_at = now
 
     # Following
@@ -395,7 +405,7 @@ class Exchange:
         with self._turn:
             if self.role != "follower":
                 return False
-            self._identify()
+            self._identify(needs_mark=False)
             self._note_machine()
             is_new = self._follow()
             if self._identity.is_shared():

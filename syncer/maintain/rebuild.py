@@ -42,14 +42,13 @@ from syncer.errors import CorruptError, FormatError, MissingError, SyncerError
 from syncer.exchange.incoming import Touched, check_touched, insert_epochs, insert_rows
 from syncer.exchange.journal import read_head, read_marks, read_patches, read_rows, spans
 from syncer.exchange.outgoing import Identity
-from syncer.exchange.recover import build_at, publish_file, remove_database
+from syncer.exchange.recover import build_at, note_follower, publish_file, remove_database
 from syncer.exchange.rows import changed_keys, trim
 from syncer.exchange.writers import (
     Chain,
     RepositoryInfo,
     Writers,
     new_machine,
-    note_machine,
     read_repository,
 )
 from syncer.maintain.findings import Progress
@@ -180,7 +179,7 @@ def _build(
     done.published = build_at(remote, info, machine, path)
     if not done.published:
         raise MissingError(f"neither {remote.name} nor this computer has the collection's history")
-    note_machine(remote, machine, name, "follower", 0)
+    note_follower(remote, machine, name, 0)
 
 
 def _end_of(chain: Chain, identity: Identity) -> int:

@@ -79,6 +79,25 @@ def test_while_the_servers_disk_is_full_writing_goes_on_and_resumes(
             assert contents(clone.path) == contents(mount.path)
 
 
+def test_a_full_server_is_cloned_and_followed(tmp_path: Path, small_disk: Path) -> None:
+    remote = str(small_disk / "remote")
+    with mounted(tmp_path, FUSE, remote=remote, expects_warnings=True) as mount:
+        (mount.path / "before").write_bytes(noise(300_000, 0))
+        mount.flush()
+        ballast = fill(small_disk, 0)
+        with mounted(tmp_path, FUSE, name="clone", remote=remote, clone=True) as clone:
+            assert (clone.path / "before").read_bytes() == noise(300_000, 0)
+            clone.umount()
+            ballast.unlink()
+            (mount.path / "after").write_bytes(noise(300_000, 1))
+            mount.flush()
+            fill(small_disk, 0)
+            clone.mount()
+            wait_for(lambda: (clone.path / "after").exists(), 60)
+            assert (clone.path / "after").read_bytes() == noise(300_000, 1)
+        ballast.unlink()
+
+
 def test_a_disk_without_room_for_metadata_refuses_and_loses_nothing(
     tmp_path: Path, small_disk: Path
 ) -> None:
