@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
+from syncer.config import Config
+from syncer.errors import DisplacedError
+from syncer.metadata.db import Database
+from syncer.process.engine import Engine
+from syncer.process.repository import clone_repository
+from tests.damage import Place
 from tests.mounted import BINDINGS, CommandError, mounted
 from tests.processes import contents, wait_for
 
@@ -109,3 +117,81 @@ def test_a_copied_data_directory_goes_on_under_an_id_of_its_own(tmp_path: Path) 
         assert first.status()["role"] == "writer"
         (first.path / "file").write_bytes(b"again")
         first.flush()
+
+
+@contextmanager
+def another(place: Place) -> Iterator[Engine]:
+    """Another computer, which takes over."""
+    data = place.data.with_name("another")
+    clone_repository(data, Config(remote=str(place.remote), limit_bytes=10**8), "another")
+    engine = Engine(data, Config.load(data / "config"))
+    try:
+        engine.take_over()
+        engine.start()
+        yield engine
+    finally:
+        engine.stop()
+
+
+# Small rewrites that are not in blocks yet
+
+
+def rewrite(place: Place) -> bytes:
+    """Have all on the server but a small rewrite of a file; returns what that has now."""
+    with place.engine() as engine:
+        engine.flush(60, lambda state: None)
+        handle = engine.vfs.open(b"/album/2024/island", os.O_RDWR)
+        engine.vfs.write(handle, memoryview(b"rewritten"), 1000)
+        engine.vfs.files.fsync(handle, engine.sync_metadata)
+        engine.vfs.release(handle)
+    with closing(Database(place.folder.database)) as db:
+        assert db.query("SELECT 1 FROM patch")
+        assert not db.query("SELECT 1 FROM outbox")
+    content = place.files[b"/album/2024/island"]
+    return content[:1000] + b"rewritten" + content[1009:]
+
+
+def test_a_small_rewrite_that_only_this_computer_has_is_told_after_the_unmount(
+    tmp_path: Path,
+) -> None:
+    with mounted(tmp_path, FUSE) as mount:
+        (mount.path / "large").write_bytes(os.urandom(1_000_000))
+        mount.flush()
+        with open(mount.path / "large", "r+b") as file:
+            file.write(b"rewritten")
+            file.flush()
+            os.fsync(file.fileno())
+        mount.umount()
+        status = mount.status()
+        assert (status["safe"], status["dirty_files"]) == (False, 1)
+        assert "NOT everything is on the server: 1 file" in mount.run("status", mount.data)
+        mount.flush()
+        assert mount.status()["safe"]
+
+
+@pytest.mark.expects_warnings
+def test_a_displaced_writer_whose_small_rewrites_are_stranded_does_not_follow(
+    tmp_path: Path,
+) -> None:
+    place = Place.made_in(tmp_path)
+    mine = rewrite(place)
+    with another(place) as other:
+        other.flush(60, lambda state: None)
+        # It learns that it was displaced, and is killed before the rewrite is in a block.
+        engine = Engine(place.data, Config.load(place.folder.config))
+        with pytest.raises(DisplacedError):
+            engine._exchange.step()
+        engine.stop()
+        for role in ("displaced", "follower"):
+            # The other one: as an earlier version has left it.
+            with closing(Database(place.folder.database)) as db:
+                db.set_meta("role", role)
+            engine = Engine(place.data, Config.load(place.folder.config))
+            status = engine.status()
+            engine.stop()
+            assert (status["role"], status["stranded_changes"]) == ("displaced", 1)
+            assert not status["safe"]
+    with place.engine() as engine:
+        found = engine.stranded.export(tmp_path / "rescued", lambda state: None)
+        assert not found["failed"]
+    assert (tmp_path / "rescued/album/2024/island").read_bytes() == mine

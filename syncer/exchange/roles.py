@@ -23,6 +23,7 @@ from syncer.errors import (
     SyncerError,
     UsageError,
 )
+from syncer.exchange import stranded
 from syncer.exchange.checkpoint import Backlog, Checkpoints
 from syncer.exchange.identity import Identity
 from syncer.exchange.incoming import Touched
@@ -48,7 +49,6 @@ from syncer.exchange.writers import (
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
 from syncer.metadata.node import node_base
-from syncer.metadata.outbox import Outbox
 from syncer.metadata.pruning import prune
 from syncer.remote.base import Remote
 from syncer.remote.retry import again
@@ -150,10 +150,18 @@ class Exchange:
         self._follow_if_nothing_is_stranded()
 
     def _follow_if_nothing_is_stranded(self) -> None:
-        """A displaced writer without changes of its own is a follower like any other."""
+        """A displaced writer without changes of its own is a follower like any other.
+
+        And a follower has none: it would lay its small rewrites over what others have written.
+        """
         is_even = self._publisher.newest_closed() <= self._db.get_meta("published")
-        if self.role == "displaced" and is_even and Outbox(self._db).oldest() is None:
+        is_stranded = stranded.count(self._db) > 0
+        # What an unclean end left is yet to be made whole, and that makes changes.
+        is_whole = not self._db.query("SELECT 1 FROM orphan UNION ALL SELECT 1 FROM provisional")
+        if self.role == "displaced" and is_even and is_whole and not is_stranded:
             self._db.set_meta("role", "follower")
+        elif self.role == "follower" and is_stranded:
+            self._db.set_meta("role", "displaced")
 
     @property
     def role(self) -> str:

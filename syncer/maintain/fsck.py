@@ -72,7 +72,7 @@ class Parts:
     remote: Remote
     exchange: Exchange
     #: Makes everything power-safe, and closes the epoch.
-    close_epoch: Callable[[], None]
+    close_epoch: Callable[[], object]
     is_mounted: bool
 
 

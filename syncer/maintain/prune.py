@@ -89,7 +89,7 @@ class Pruner:
         remote: Remote,
         *,
         config: Callable[[], Config],
-        close_epoch: Callable[[], None],
+        close_epoch: Callable[[], object],
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         """`close_epoch` makes history of all that was written so far, and has it published."""

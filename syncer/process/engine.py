@@ -374,7 +374,9 @@ class Engine:
         health = self._remote.health.report()
         nodes, file_bytes = self._tree.totals()
         oldest_epoch, unpublished = self._outbox.oldest(), self._outbox.count()
-        buffered = self.vfs.files.unsaved_count()
+        # Small rewrites that an earlier process left belong to no open file yet.
+        patched = len(self._contents.patched_nodes())
+        buffered = max(self.vfs.files.unsaved_count(), patched)
         is_safe = oldest_epoch is None and not transfer.dirty_blocks and not buffered
         # Nobody knows where the server is that has it all.
         is_safe = is_safe and health.state is not State.FOREIGN
@@ -413,7 +415,7 @@ class Engine:
             "writer": exchange.writer,
             "published_epoch": exchange.published,
             "unpublished_epochs": exchange.unpublished,
-            "stranded_changes": unpublished.changes if exchange.role == "displaced" else 0,
+            "stranded_changes": (unpublished.changes + patched) * (exchange.role == "displaced"),
             "damaged_blocks": [block_id.hex() for block_id, _ in transfer.uploads.damaged],
             "unreadable_files": self.vfs.files.unreadable_paths(),
             "errors": self._errors(transfer.last_worker_failure),

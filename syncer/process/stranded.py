@@ -37,7 +37,7 @@ class Stranded:
     """A data directory's changes that are not published. Safe for use from several threads."""
 
     def __init__(
-        self, outbox: Outbox, tree: Tree, files: Files, close_epoch: Callable[[], None]
+        self, outbox: Outbox, tree: Tree, files: Files, close_epoch: Callable[[], object]
     ) -> None:
         """`close_epoch` makes all that was written so far part of the metadata."""
         self._outbox = outbox

@@ -8,7 +8,6 @@ import itertools
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from syncer.metadata.node import Node
 from syncer.metadata.tree import Tree
 from syncer.vfs import ranges
 from syncer.vfs.buffers import Shared
+from syncer.vfs.closings import Closings
 from syncer.vfs.foretell import Ask, Foretelling
 from syncer.vfs.openfile import OpenFile
 from syncer.vfs.readahead import ReadAhead
@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 _DAY_NS = 86_400 * 10**9
 #: Patches become blocks when they are older than this.
 _PATCH_NS = 10 * 10**9
-#: More than are closed at once: one by each of libfuse's threads, some times over.
-_CLOSED_FILES = 1024
 #: Files without a good copy that are told of.
 _UNREADABLE_FILES = 100
 
@@ -88,8 +86,7 @@ class Files:
         self._files: dict[int, OpenFile] = {}
         self._handles: dict[int, _Handle] = {}
         self._numbers = itertools.count(1)
-        #: When the last handle of a node was closed, for those that were closed lately.
-        self._closed_at: dict[int, float] = {}
+        self._closings = Closings()
 
     def unreadable_paths(self) -> list[str]:
         """The files with content that could be had nowhere when it was read."""
@@ -102,8 +99,7 @@ class Files:
 
     def was_open(self, number: int, seconds: float) -> bool:
         """Whether a handle leads to this node, or did within so many seconds."""
-        closed_at = self._closed_at.get(number, float("-inf"))
-        return self.is_open(number) or time.monotonic() - closed_at < seconds
+        return self.is_open(number) or self._closings.since_seconds(number) < seconds
 
     def forget(self, number: int) -> None:
         """Drop a file that waits to be saved, if it has no handle and its node was removed.
@@ -152,13 +148,13 @@ class Files:
             # Else what was buffered may be in the node meanwhile, if not in the caller's.
             if file.dirty_since_ns is not None:
                 return shown
-        elif node.id not in self._closed_at:
+        elif node.id not in self._closings:
             return node
         return self._tree.node(node.id) or node
 
     def all_overlaid(self, entries: Sequence[tuple[bytes, Node]]) -> Sequence[tuple[bytes, Node]]:
         """The same of a directory's entries."""
-        opened, closed = self._files, self._closed_at
+        opened, closed = self._files, self._closings
         if not opened and not closed:
             return entries
         return [
@@ -430,7 +426,7 @@ class Files:
                 file.cached_handles -= not opened.is_direct
                 is_last = not file.handles
                 if is_last:
-                    self._note_closing(file.node_id)
+                    self._closings.note(file.node_id)
                 node = self._tree.node(file.node_id)
                 # One that has only lost its name may be opened again: see `hidden`.
                 is_gone = is_last and node is None
@@ -444,12 +440,6 @@ class Files:
         if opened.was_read and self.update_atime and node is not None and node.nlink:
             self._note_reading(node)
         return is_last
-
-    def _note_closing(self, number: int) -> None:
-        self._closed_at.pop(number, None)
-        self._closed_at[number] = time.monotonic()
-        if len(self._closed_at) > _CLOSED_FILES:
-            del self._closed_at[next(iter(self._closed_at))]
 
     def _note_reading(self, node: Node) -> None:
         """relatime: the time of reading moves once after a change, else once a day."""
