@@ -492,17 +492,7 @@ def test_a_local_file_is_verified_once_only(rig: Rig, monkeypatch: pytest.Monkey
     monkeypatch.setattr(rig.blocks, "_matches", recording(rig.blocks._matches, "hash", hashed))
     for _ in range(3):
         rig.blocks.read(block_id, 0, 10)
-        descriptor = rig.blocks.open(block_id)
-        assert descriptor is not None
-        os.close(descriptor)
     assert hashed == ["hash"]
-
-
-def test_only_a_good_local_file_can_be_opened(rig: Rig) -> None:
-    block_id = rig.write_clean(content(1))
-    rig.damage(block_id)
-    assert rig.blocks.open(block_id) is None
-    assert rig.blocks.open(b"\1" * 16) is None
 
 
 def test_without_room_content_is_returned_but_not_kept_nor_fetched_for_every_read(

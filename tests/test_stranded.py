@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from syncer.config import Config
-from syncer.errors import DisplacedError
+from syncer.errors import DisplacedError, OfflineError
 from syncer.metadata.db import Database
 from syncer.process.engine import Engine
 from syncer.process.repository import clone_repository
@@ -131,6 +131,64 @@ def another(place: Place) -> Iterator[Engine]:
         yield engine
     finally:
         engine.stop()
+
+
+# Blocks that nobody else's history names
+
+
+@pytest.mark.expects_warnings
+def test_blocks_that_only_stranded_changes_name_stay_here(tmp_path: Path) -> None:
+    place = Place.made_in(tmp_path)
+    published = set(place.objects())
+    with another(place) as other:
+        other.flush(60, lambda state: None)
+        # It uploads before it learns that it was displaced, and makes room.
+        engine = Engine(place.data, Config.load(place.folder.config))
+        blocks = engine._blocks
+        while blocks.usage().dirty_blocks:
+            engine._transfer.uploads.step()
+        engine._db.sync()
+        blocks.evict(1 << 40)
+        assert not place.blocks()
+        with pytest.raises(DisplacedError):
+            engine._exchange.step()
+        mine = {path.name for path in set(place.objects()) - published}
+        assert mine and {path.name for path in place.blocks()} == mine
+        engine.stop()
+        # To the writer of now they are garbage.
+        for path in set(place.objects()) - published:
+            path.unlink()
+        with place.engine() as engine:
+            engine._blocks.evict(1 << 40)
+            assert {path.name for path in place.blocks()} == mine
+            assert not engine._transfer.flush(1.0)
+            assert not engine.status()["safe"]
+    assert set(place.objects()) == published
+    assert place.read_all() == place.files
+
+
+def test_blocks_that_can_not_be_fetched_when_it_is_displaced_are_fetched_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place.made_in(tmp_path)
+    with another(place) as other:
+        other.flush(60, lambda state: None)
+        engine = Engine(place.data, Config.load(place.folder.config))
+        while engine._blocks.usage().dirty_blocks:
+            engine._transfer.uploads.step()
+        engine._blocks.evict(1 << 40)
+        with monkeypatch.context() as patched:
+            patched.setattr(engine._fetcher, "download", _fail)
+            with pytest.raises(DisplacedError):
+                engine._exchange.step()
+        assert not place.blocks()
+        assert not engine._exchange.step()
+        assert place.blocks()
+        engine.stop()
+
+
+def _fail(*_args: object, **_options: object) -> bytes:
+    raise OfflineError("it is away")
 
 
 # Small rewrites that are not in blocks yet

@@ -168,17 +168,6 @@ class Blocks(Ledger):
         self._touch(block_id)
         return content
 
-    def open(self, block_id: bytes) -> int | None:
-        """A descriptor of the verified file, for the caller to close; None: fetch it first."""
-        if not self.cache.is_verified(block_id) and self.local(block_id) is None:
-            return None
-        try:
-            descriptor = self.cache.open(block_id)
-        except MissingError:
-            return None
-        self._touch(block_id)
-        return descriptor
-
     def prefetch(self, block_id: bytes, before_wait: Callable[[], None] = lambda: None) -> None:
         """Fetch a block that will soon be read, behind urgent ones; raises as `read_into`.
 
@@ -432,6 +421,18 @@ class Blocks(Ledger):
                 )
                 found += [row[0] for row in rows if row[0] not in named]
         return found
+
+    def make_dirty(self, block_ids: Iterable[bytes]) -> list[bytes]:
+        """Have the local ones of these blocks stay, as dirty ones do. Returns the others."""
+        absent = []
+        with self._db.transaction():
+            for block_id in block_ids:
+                row = self._db.query_one("SELECT size, dirty FROM block WHERE id = ?", (block_id,))
+                if row is None:
+                    absent.append(block_id)
+                elif row[1] is None:
+                    self._make_dirty(block_id, row[0])
+        return absent
 
     # After a power cut ---------------------------------------------------------------------------
 

@@ -101,6 +101,7 @@ class Exchange:
         note_marks: Callable[[str], None] = lambda tokens: None,
         ready_objects: ReadyObjects = lambda identity, first, last, parent: [],
         wait_uploaded: Callable[[], bool] = lambda: False,
+        keep_stranded: Callable[[], None] = lambda: None,
     ) -> None:
         """`name` is what others call this machine, such as its host name.
 
@@ -108,7 +109,8 @@ class Exchange:
         touched, or None: everything may have changed. It must not call back. `journaled`,
         `ready_objects` and `wait_uploaded` are for the `Publisher`. `before_writing` is called in
         the transaction that makes this machine the writer; `note_marks` with what `identity` must
-        not forget. From now on, `remote` is used only where it holds this repository.
+        not forget; `keep_stranded` by a displaced writer until it raises nothing, to have its
+        blocks stay here. From now on, `remote` is used only where it holds this repository.
         """
         info = RepositoryInfo(db.get_meta("uuid"), db.get_meta("seed"))
         remote.expect(partial(is_description_of, info))
@@ -119,6 +121,7 @@ class Exchange:
         self._info = info
         self._on_applied = on_applied
         self._before_writing = before_writing
+        self._keep_stranded = keep_stranded
         #: Held by whoever publishes, follows or takes over; guards everything below.
         self._turn = threading.RLock()
         self._writers = Writers(remote, info)
@@ -140,6 +143,7 @@ class Exchange:
         self._is_identified = False
         self._is_adopted = False
         self._is_settled = False
+        self._is_kept = False
         self._looked_at = 0.0
         self._look_holds_until = 0.0
         self._noted_at: float | None = None
@@ -208,6 +212,7 @@ class Exchange:
         if self.role == "displaced":
             if not self._is_settled:
                 self.check_writer()
+            self._keep()
             return False
         if looks_ahead and self._is_adopted and not self._has_looked_ahead():
             self.check_writer()
@@ -319,7 +324,15 @@ class Exchange:
     def _displace(self, reason: str) -> NoReturn:
         if self.role == "writer":
             self._db.set_meta("role", "displaced")
+        # The next step tries again.
+        with contextlib.suppress(SyncerError):
+            self._keep()
         raise DisplacedError(f"{reason}; what is not published yet is kept here, and stays so")
+
+    def _keep(self) -> None:
+        if not self._is_kept:
+            self._keep_stranded()
+            self._is_kept = True
 
     def _settle(self, chain: Chain) -> None:
         """Count own segments that the next writer has seen, though they came after its claim."""

@@ -25,6 +25,7 @@ from syncer.exchange.incoming import Touched
 from syncer.exchange.journal import Journal
 from syncer.exchange.loop import ExchangeLoop
 from syncer.exchange.roles import Exchange
+from syncer.exchange.stranded import keep_blocks
 from syncer.maintain.prune import Pruner
 from syncer.metadata.contents import Contents
 from syncer.metadata.epochs import Epochs
@@ -155,6 +156,7 @@ class Engine:
             note_marks=self._journal.note_marks,
             ready_objects=self._journal.objects,
             wait_uploaded=lambda: self._transfer.wait_uploaded(_LAST_BLOCKS_SECONDS),
+            keep_stranded=self._keep_stranded,
         )
         self._loop = ExchangeLoop(self._exchange, after_step=self._note_role)
         self._outbox = Outbox(self._db)
@@ -332,6 +334,13 @@ class Engine:
             "displaced": "another machine has become the repository's writer",
         }
         self.vfs.read_only = reasons.get(self._exchange.role)
+
+        if self._exchange.role == "displaced":
+            self._transfer.uploads.end()
+
+    def _keep_stranded(self) -> None:
+        self._transfer.uploads.end()
+        keep_blocks(self._db, self._blocks)
 
     def _note_damage(self) -> None:
         """The database is damaged: serve what can be read, and change nothing any more."""

@@ -98,6 +98,7 @@ class Uploads:
         self._blocks_rate = MovingRate()
         # One marks for all who finish meanwhile: many completions per commit.
         self._marking = threading.Lock()
+        self._has_ended = False
         lock = threading.Lock()
         self._changed = threading.Condition(lock)
         self._work = threading.Condition(lock)
@@ -153,6 +154,14 @@ class Uploads:
         with self._changed:
             self._work.notify_all()
         self._blocks.has_new_dirty.set()
+
+    def end(self) -> None:
+        """Upload nothing any more, and let nothing become clean: only this computer will know it.
+
+        What is under way may get to the remote all the same.
+        """
+        with self._marking:
+            self._has_ended = True
 
     def retry(self) -> None:
         """Somebody waits, or an obstacle may be gone: end every pause, and try damaged blocks
@@ -211,6 +220,9 @@ class Uploads:
     # Which block is next
 
     def _next(self) -> bytes | None:
+        if self._has_ended:
+            self._stopping.wait(_REST_SECONDS)
+            return None
         if self._failure and not self._remote.health.wait_online(_WAIT_SECONDS):
             return None
         with self._changed:
@@ -330,7 +342,8 @@ class Uploads:
                 with self._changed:
                     batch, self._done = self._done, []
                 try:
-                    self._blocks.mark_clean(batch)
+                    if not self._has_ended:
+                        self._blocks.mark_clean(batch)
                 finally:
                     # If that failed they are still dirty, and will be found again.
                     with self._changed:
