@@ -6,13 +6,17 @@ A kill leaves the files as they are at that moment: a copy of them is what the n
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import resource
 import shutil
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import apsw
 import pytest
@@ -350,6 +354,148 @@ def test_a_full_disk_undoes_no_group_that_is_larger_than_the_cache(
     add(db, 5000)
     db.sync()
     assert found(killed(db, tmp_path / "after")) == [*done, 5000]
+
+
+def count(db: Database) -> int:
+    row = db.query_one("SELECT nodes FROM usage")
+    assert row is not None
+    return int(row[0])
+
+
+def count_one(db: Database) -> None:
+    """To do it twice shows, unlike a row that has a key."""
+    with db.transaction():
+        db.execute("UPDATE usage SET nodes = nodes + 1")
+
+
+def counted_elsewhere(db: Database, folder: Path) -> int:
+    """What the next process has after a kill."""
+    with contextlib.closing(Database(killed(db, folder))) as other:
+        return count(other)
+
+
+def begin_counting(db: Database) -> None:
+    with db.transaction():
+        db.execute("UPDATE usage SET nodes = 0")
+    db.sync()
+
+
+@pytest.fixture
+def counting(db: Database) -> Database:
+    begin_counting(db)
+    return db
+
+
+class _InterruptedCommit:
+    """A connection during whose COMMIT somebody types Ctrl-C."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def execute(self, sql: str, *bindings: Any) -> Any:
+        result = self._connection.execute(sql, *bindings)
+        if sql == "COMMIT":
+            os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+
+def test_an_interrupt_during_a_commit_does_nothing_twice(
+    counting: Database, tmp_path: Path
+) -> None:
+    for _ in range(3):
+        count_one(counting)
+    connection = counting._connection
+    counting._connection = _InterruptedCommit(connection)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        counting.sync()
+    counting._connection = connection
+    assert count(counting) == 3
+    count_one(counting)
+    counting.sync()
+    assert count(counting) == counted_elsewhere(counting, tmp_path / "killed") == 4
+
+
+def test_an_error_in_what_a_commit_reads_ahead_is_none(
+    counting: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    for _ in range(3):
+        count_one(counting)
+    monkeypatch.setattr(os, "posix_fadvise", refuse)
+    assert counting._wal is not None
+    counting._wal._read_at = 0
+    counting.sync()
+    assert count(counting) == 3
+
+
+#: What ends a transaction or a group, or undoes it.
+_ENDS = ("_commit", "_roll_back", "_open_group", "_begin_group", "_do_again", "append", "read")
+
+
+def interrupt_at(event: int) -> Callable[..., None]:
+    """For sys.setprofile: raise KeyboardInterrupt behind the `event`th C call while something ends.
+
+    There Python runs a signal's handler.
+    """
+    left = event
+
+    def look(frame: FrameType, what: str, argument: object) -> None:
+        nonlocal left
+        if what == "c_return" and frame.f_code.co_name in _ENDS:
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+
+    return look
+
+
+def fail(db: Database) -> None:
+    with contextlib.suppress(RuntimeError), db.transaction():
+        db.execute("UPDATE usage SET nodes = 1000")
+        raise RuntimeError
+
+
+@pytest.mark.expects_warnings
+def test_an_interrupt_while_something_ends_does_nothing_twice_and_loses_nothing(
+    tmp_path: Path,
+) -> None:
+    steps = [count_one, count_one, fail, count_one, Database.sync, count_one]
+    is_over = False
+    event = 0
+    while not is_over:
+        event += 1
+        folder = tmp_path / str(event)
+        folder.mkdir()
+        db = Database(folder / "metadata.db")
+        begin_counting(db)
+        done = 0
+        sys.setprofile(interrupt_at(event))
+        try:
+            for step in steps:
+                step(db)
+                done += step is count_one
+            is_over = True
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+        # One that was interrupted may have happened.
+        found = counted_elsewhere(db, folder / "killed")
+        assert found in (done, done + 1), event
+        if not db.damage:
+            assert count(db) in (done, found), event
+            before = count(db)
+            count_one(db)
+            db.sync()
+            assert count(db) == before + 1, event
+            assert counted_elsewhere(db, folder / "later") == before + 1, event
+        db.close()
+    assert event > 20
 
 
 def found_elsewhere(db: Database, folder: Path) -> list[int]:

@@ -72,8 +72,7 @@ class Database:
         #: The thread whose transaction is in progress, or None.
         self.owner: int | None = None
         self._depth = 0
-        #: Whether SQLite's transaction is open: that of a group, and of the one in progress.
-        self._is_open = False
+        self._is_closed = False
         #: None: every transaction is committed at once.
         self._log: redo.RedoLog | None = None
         #: What the transaction in progress ran; None: too much for the log.
@@ -213,7 +212,7 @@ class Database:
                 # A failure of this commit concerns nobody whose call has returned.
                 if self._log is not None and self._log.is_long:
                     self._commit()
-                if not self._is_open:
+                if not self._connection.in_transaction:
                     self._open_group()
                 self._changes_before = self._connection.total_changes()
                 self.owner = threading.get_ident()
@@ -243,9 +242,24 @@ class Database:
             self.lock.release()
 
     def _open_group(self) -> None:
+        """Begin SQLite's transaction, with all that has ended and is not committed."""
+        if self._log is None or self._log.is_empty:
+            self._begin_group()
+            return
+        try:
+            self._begin_group()
+            # By what the table says: who was interrupted after a commit has not noted it.
+            self._do_again(self._log.group(self.get_meta("redo_sequence", 0)))
+        except BaseException as error:
+            self._abandon_group()
+            # The log has all that has ended; the next process begins with that.
+            reason = str(error) or "interrupted"
+            self._note_damage(f"the database {self.path} can't go on ({reason})")
+            raise
+
+    def _begin_group(self) -> None:
         with self._translated():
             self._connection.execute("BEGIN IMMEDIATE")
-        self._is_open = True
 
     def _keep(self) -> None:
         """Make what the transaction did survive the process; or undo it, and raise."""
@@ -267,10 +281,14 @@ class Database:
 
     def _commit(self) -> None:
         """End the group: SQLite commits it. Where it can't, the group is in the log as before."""
-        if not self._is_open:
+        is_open = self._connection.in_transaction
+        if not is_open and (self._log is None or self._log.is_empty):
             return
         if self.damage:
             raise CorruptError(self.damage)
+        if not is_open:
+            # SQLite gave the group up, as after an error in reading.
+            self._open_group()
         try:
             with self._translated():
                 if self._log is not None:
@@ -279,30 +297,28 @@ class Database:
         except BaseException:
             self._roll_back()
             raise
-        self._is_open = False
         for hook in self._commit_hooks:
             hook()
         if self._log is not None:
             self._log.restart()
 
     def _roll_back(self) -> None:
-        """Undo the transaction in progress, with its group, of which the others are done again."""
-        self._abandon_group()
-        if self._log is not None and not self._log.is_empty:
-            try:
-                self._open_group()
-                self._do_again(self._log.group())
-            except (SyncerError, OSError) as error:
-                self._abandon_group()
-                # The log has all that has ended; the next process begins with that.
-                self._note_damage(f"the database {self.path} can't go on ({error})")
-        for hook in self._rollback_hooks:
-            hook()
+        """Undo the transaction in progress, with its group, of which the others are done again.
+
+        Those that SQLite has committed stay, also if the error came after that.
+        """
+        try:
+            self._abandon_group()
+            if self._log is not None and not self._log.is_empty:
+                with contextlib.suppress(SyncerError, OSError):
+                    self._open_group()
+        finally:
+            for hook in self._rollback_hooks:
+                hook()
 
     def _abandon_group(self) -> None:
         with contextlib.suppress(apsw.Error):
             self._connection.execute("ROLLBACK")
-        self._is_open = False
 
     def on_rollback(self, hook: Callable[[], None]) -> None:
         """Have `hook` called, under `lock`, whenever a transaction did not happen after all."""
@@ -458,6 +474,9 @@ class Database:
     def close(self) -> None:
         """Commit and close; once more does nothing. The database must not be used afterwards."""
         with self.lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
             is_committed = False
             try:
                 self._commit()

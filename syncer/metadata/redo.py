@@ -70,8 +70,8 @@ class RedoLog:
         """Begin behind transaction number `sequence`, over what is there. Raises OSError."""
         self._path = path
         self._key = key
-        #: Of the newest transaction, and of the newest one that SQLite has committed.
-        self.sequence = self._committed = sequence
+        #: Of the newest transaction.
+        self.sequence = sequence
         self._end = 0
         #: A statement's text stands in the log once per group; then it has a number.
         self._numbers: dict[str, int] = {}
@@ -95,11 +95,14 @@ class RedoLog:
         is_added = False
         try:
             record = self._record(statements, changes, texts)
-            if len(record) <= _MAX_RECORD_BYTES:
-                if os.pwrite(self._file, record, self._end) != len(record):
+            length = len(record)
+            if length <= _MAX_RECORD_BYTES:
+                if os.pwrite(self._file, record, self._end) != length:
                     # As on a disk that has room for a part of it only.
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                self._end += len(record)
+                # A signal's handler, which may raise, runs where something is called: not between
+                # these.
+                self._end += length
                 self.sequence += 1
                 is_added = True
         finally:
@@ -125,13 +128,15 @@ class RedoLog:
 
     def restart(self) -> None:
         """SQLite has committed the group; the next one begins."""
-        self._committed = self.sequence
         self._end = 0
         self._numbers.clear()
 
-    def group(self) -> Iterator[Record]:
-        """The transactions of the present group, from the file."""
-        return read(self._path, self._key, self._committed)
+    def group(self, sequence: int) -> Iterator[Record]:
+        """The transactions of the present group that follow number `sequence`, from the file.
+
+        Not one whose `append` was interrupted. Raises OSError.
+        """
+        return read(self._path, self._key, sequence, self._end)
 
     def close(self, *, remove: bool) -> None:
         """Close it. With `remove`, SQLite has all of it: the file goes."""
@@ -147,16 +152,16 @@ def failure(path: Path, error: OSError) -> SyncerError:
     return AccessError(f"{path} can't be written: {error.strerror or error}")
 
 
-def read(path: Path, key: int, sequence: int) -> Iterator[Record]:
+def read(path: Path, key: int, sequence: int, end: int | None = None) -> Iterator[Record]:
     """The transactions that follow number `sequence`, up to the first record that is none of them.
 
-    None if there is no such file. Raises OSError.
+    With `end`, of that many bytes. None if there is no such file. Raises OSError.
     """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return
-    view = memoryview(data)
+    view = memoryview(data)[:end]
     texts: list[str] = []
     start = 0
     while len(view) - start >= _CHECKSUM.size + _HEAD.size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -31,7 +32,9 @@ class Wal:
         """
         end = frames * self._frame_bytes
         if not self._read_at - _AHEAD_BYTES <= end < self._read_at:
-            os.posix_fadvise(self._file, end, _AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+            # It is advice only, and the commit is done: an error here would be taken for its own.
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self._file, end, _AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
             self._read_at = end + _AHEAD_BYTES // 2
         return apsw.SQLITE_OK
 
