@@ -414,3 +414,20 @@ def test_a_lower_limit_is_worked_off(tmp_path: Path) -> None:
     room.set_limits(100 * MB, 0)
     assert room.wanted.is_set() and room.excess_bytes() > 400 * MB
     assert room.limit_bytes == 100 * MB and not room.try_reserve(1)
+
+
+@pytest.mark.parametrize("ask", [Budget.reserve, Budget.try_reserve])
+def test_a_disk_that_can_not_be_looked_at_is_an_error_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Callable[[Budget, int], object]
+) -> None:
+    def statvfs(folder: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    room = budget(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "statvfs", statvfs)
+        with pytest.raises(PermanentError, match="the disk that holds"):
+            ask(room, MB)
+        with pytest.raises(PermanentError, match="the disk that holds"):
+            room.excess_bytes()
+    room.reserve(64 * MB)

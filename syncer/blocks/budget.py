@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from syncer.errors import AbandonedError, LocalFullError
+from syncer.errors import AbandonedError, LocalFullError, PermanentError
 
 _PAGE_BYTES = 4096
 # The disk is looked at again after this time, or after this much was reserved on the old look.
@@ -126,7 +126,12 @@ class Budget:
         now = time.monotonic()
         stale = now - self._looked_at >= _LOOK_SECONDS
         if stale or self._since_look_bytes >= _LOOK_BYTES:
-            disk = os.statvfs(self._folder)
+            try:
+                disk = os.statvfs(self._folder)
+            except OSError as error:
+                raise PermanentError(
+                    f"the disk that holds {self._folder} fails ({error.strerror})"
+                ) from error
             # Of what is reserved, nothing may have reached the disk yet.
             self._free_bytes = disk.f_bavail * disk.f_frsize - self._reserved_bytes
             self._looked_at = now
