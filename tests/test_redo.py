@@ -21,7 +21,7 @@ from typing import Any
 import apsw
 import pytest
 
-from syncer.errors import CorruptError, LocalFullError, PermanentError
+from syncer.errors import CorruptError, LocalFullError, PermanentError, SyncerError
 from syncer.metadata import redo
 from syncer.metadata.db import FILE_ENDS, Database
 
@@ -506,3 +506,21 @@ def found_elsewhere(db: Database, folder: Path) -> list[int]:
         return found(killed(db, folder))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+def test_who_fails_as_the_first_of_a_process_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log begins with the first transaction, and SQLite may refuse that."""
+    path = tmp_path / "metadata.db"
+    Database(path).close()
+    with contextlib.closing(Database(path)) as db:
+        with monkeypatch.context() as patch:
+            patch.setattr("syncer.metadata.db._BEGIN_LOG", "INSERT INTO nothing VALUES(?, ?)")
+            with pytest.raises(SyncerError, match="nothing"):
+                add(db, 1)
+        assert numbers(db) == []
+        add(db, 2)
+        db.sync()
+        assert numbers(db) == [2]
+    assert found(path) == [2]

@@ -149,6 +149,7 @@ class Database:
                 self._connection.execute(_BEGIN_LOG, (key, sequence))
             self._commit()
         except BaseException:
+            self._roll_back()
             begun.close(remove=False)
             raise
         self._log = begun
