@@ -1005,6 +1005,44 @@ def test_taking_over_displaces_the_writer(
         laptop.exchange.publish_once()
 
 
+@pytest.mark.parametrize("is_written", [False, True])
+def test_a_displaced_writer_with_nothing_but_a_removed_file_follows(
+    laptop: Machine, machines: Callable[[str], Machine], is_written: bool
+) -> None:
+    laptop.epoch(b"a", b"open")
+    laptop.publish()
+    laptop.tree.unlink(ROOT, b"open", keep=True)
+    laptop.publish()
+    (orphan,) = laptop.tree.orphans()
+    if is_written:
+        laptop.contents.set_blocks(orphan, {0: b"x" * 16})
+        laptop.epochs.close()
+    desktop = machines("desktop")
+    desktop.exchange.take_over()
+    desktop.epoch(b"b")
+    desktop.publish()
+    with pytest.raises(DisplacedError):
+        laptop.exchange.check_writer()
+    # While a program has it open, or the next start has not removed it yet, nothing happens to it.
+    assert not laptop.exchange.step()
+    laptop.reopen()
+    assert laptop.exchange.role == "displaced"
+    laptop.tree.remove_orphan(orphan)
+    laptop.epochs.close()
+    with pytest.raises(DisplacedError):
+        laptop.exchange.step()
+    assert laptop.exchange.step()
+    status = laptop.exchange.status()
+    assert (status.role, status.stranded, status.error) == ("follower", 0, "")
+    assert laptop.names() == {b"a", b"b"}
+    desktop.epoch(b"c")
+    desktop.publish()
+    laptop.reopen()
+    assert laptop.exchange.step()
+    assert_same_history(desktop, laptop)
+    assert_usage_is_right(laptop)
+
+
 def test_a_segment_in_flight_during_the_claim_is_counted_by_both_or_by_none(
     laptop: Machine, machines: Callable[[str], Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:

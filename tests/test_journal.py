@@ -91,6 +91,21 @@ def _replayed(writer: Writer, position: int, base: Path) -> tuple[list[object], 
         return db.query(_STATE), db.query("SELECT * FROM outbox ORDER BY 1, 2, 3")
 
 
+def test_files_of_a_generation_that_is_over_do_not_make_a_database_an_old_one(
+    writer: Writer,
+) -> None:
+    writer.journal.write(writer.epoch(1))
+    writer.journal.write(writer.epoch(2))
+    with writer.db.transaction():
+        writer.db.execute("DELETE FROM epoch WHERE seq = 2")
+    with pytest.raises(CorruptError, match="older"):
+        Journal(writer.db, writer.segments)
+    # It has started over as another writer's follower, which has published less.
+    writer.db.set_meta("generation", writer.db.get_meta("generation") + 1)
+    Journal(writer.db, writer.segments).write(1)
+    assert [last for _first, last in spans(writer.segments)] == [1]
+
+
 def test_all_that_is_not_published_is_in_few_files(writer: Writer, tmp_path: Path) -> None:
     for number in range(100):
         closed = writer.epoch(number)

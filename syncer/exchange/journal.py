@@ -110,8 +110,14 @@ class Journal:
         #: What the last call saw: with the same again there is nothing to do.
         self._state: tuple[object, ...] | None = None
         row = db.query_one("SELECT max(seq) FROM epoch")
-        if self._files and self._last() > (row[0] or 0 if row else 0):
+        is_ahead = bool(self._files) and self._last() > (row[0] or 0 if row else 0)
+        if is_ahead and not self._are_over():
             raise CorruptError(f"the database {db.path} is older than {folder}")
+
+    def _are_over(self) -> bool:
+        """Whether the files are of a generation before that of the database, and not needed."""
+        identity = self._read_identity()
+        return identity is not None and identity.generation < self._db.get_meta("generation")
 
     def newest(self) -> int:
         """The newest epoch that may be published."""

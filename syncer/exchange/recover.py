@@ -379,11 +379,13 @@ def _load(db: Database, remote: Remote, info: RepositoryInfo, checkpoint: _Check
         set_position(db, link, manifest.epoch, manifest.parent)
 
 
-def reload(db: Database, remote: Remote, info: RepositoryInfo) -> None:
+def reload(
+    db: Database, remote: Remote, info: RepositoryInfo, also: Callable[[], None] = lambda: None
+) -> None:
     """Replace all that a follower's database knows by what the remote has now.
 
-    A database is built beside it and then copied in one transaction. Raises CorruptError if the
-    remote has less than this database; which then stays as it is.
+    A database is built beside it and then copied in one transaction, in which `also` is called.
+    Raises CorruptError if the remote has less than this database; which then stays as it is.
     """
     fresh = db.path.with_name(f"{db.path.name}.fresh")
     remove_database(fresh)
@@ -391,6 +393,7 @@ def reload(db: Database, remote: Remote, info: RepositoryInfo) -> None:
     try:
         with db.attached(fresh, "fresh"), db.transaction():
             _copy_from_fresh(db)
+            also()
     finally:
         remove_database(fresh)
 

@@ -212,8 +212,7 @@ class Exchange:
         if self.role == "displaced":
             if not self._is_settled:
                 self.check_writer()
-            self._keep()
-            return False
+            return self._starts_over()
         if looks_ahead and self._is_adopted and not self._has_looked_ahead():
             self.check_writer()
             self._look_holds_until = time.monotonic() + _LOOK_HOLDS_SECONDS
@@ -328,6 +327,21 @@ class Exchange:
         with contextlib.suppress(SyncerError):
             self._keep()
         raise DisplacedError(f"{reason}; what is not published yet is kept here, and stays so")
+
+    def _starts_over(self) -> bool:
+        """Become a follower, if nothing that anybody would see is stranded; else keep it."""
+        if not stranded.is_nothing(self._db):
+            self._keep()
+            return False
+        # Its epochs are not those of the history: all that is here is made anew.
+        reload(self._db, self._remote, self._info, self._forget_stranded)
+        self._epochs.restart()
+        self._on_applied(None)
+        return True
+
+    def _forget_stranded(self) -> None:
+        self._db.execute("DELETE FROM outbox")
+        self._db.set_meta("role", "follower")
 
     def _keep(self) -> None:
         if not self._is_kept:

@@ -32,6 +32,17 @@ def count(db: Database) -> int:
     return int(row[0])
 
 
+def is_nothing(db: Database) -> bool:
+    """Whether nobody would see anything of what is not published, such as writes to a removed file.
+
+    Not while there are such files: their removal is one more change.
+    """
+    if db.query("SELECT 1 FROM patch UNION ALL SELECT 1 FROM orphan"):
+        return False
+    with db.snapshot() as reader:
+        return next(changes(reader, db.get_meta("published") + 1, MAX_EPOCH), None) is None
+
+
 def keep_blocks(db: Database, blocks: Blocks) -> None:
     """Have all blocks that only stranded changes name stay here; nothing is uploaded meanwhile.
 

@@ -335,11 +335,10 @@ class Engine:
         }
         self.vfs.read_only = reasons.get(self._exchange.role)
 
-        if self._exchange.role == "displaced":
-            self._transfer.uploads.end()
+        self._transfer.uploads.allow(self._exchange.role != "displaced")
 
     def _keep_stranded(self) -> None:
-        self._transfer.uploads.end()
+        self._transfer.uploads.allow(False)
         keep_blocks(self._db, self._blocks)
 
     def _note_damage(self) -> None:

@@ -98,7 +98,7 @@ class Uploads:
         self._blocks_rate = MovingRate()
         # One marks for all who finish meanwhile: many completions per commit.
         self._marking = threading.Lock()
-        self._has_ended = False
+        self._is_allowed = True
         lock = threading.Lock()
         self._changed = threading.Condition(lock)
         self._work = threading.Condition(lock)
@@ -155,13 +155,13 @@ class Uploads:
             self._work.notify_all()
         self._blocks.has_new_dirty.set()
 
-    def end(self) -> None:
-        """Upload nothing any more, and let nothing become clean: only this computer will know it.
+    def allow(self, is_allowed: bool) -> None:
+        """Whether to upload anything, and to let anything become clean, from now on.
 
         What is under way may get to the remote all the same.
         """
         with self._marking:
-            self._has_ended = True
+            self._is_allowed = is_allowed
 
     def retry(self) -> None:
         """Somebody waits, or an obstacle may be gone: end every pause, and try damaged blocks
@@ -220,7 +220,7 @@ class Uploads:
     # Which block is next
 
     def _next(self) -> bytes | None:
-        if self._has_ended:
+        if not self._is_allowed:
             self._stopping.wait(_REST_SECONDS)
             return None
         if self._failure and not self._remote.health.wait_online(_WAIT_SECONDS):
@@ -342,7 +342,7 @@ class Uploads:
                 with self._changed:
                     batch, self._done = self._done, []
                 try:
-                    if not self._has_ended:
+                    if self._is_allowed:
                         self._blocks.mark_clean(batch)
                 finally:
                     # If that failed they are still dirty, and will be found again.
