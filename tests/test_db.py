@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import mmap
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from syncer.metadata import connection
 from syncer.metadata.connection import connect, translate
 from syncer.metadata.db import Database
 from syncer.metadata.known import NAMED_NODE
+from syncer.metadata.soundness import integrity_faults
 
 #: The index of the WAL begins with this, and a copy of it.
 _INDEX_HEADER_BYTES = 48
@@ -139,6 +142,10 @@ class _BadFile(apsw.VFSFile):
         self._disk.look("write")
         super().xWrite(data, offset)
 
+    def xSync(self, flags: int) -> None:  # noqa: N802
+        self._disk.look("sync")
+        super().xSync(flags)
+
 
 @pytest.fixture
 def bad_disk() -> Iterator[_BadDisk]:
@@ -162,7 +169,7 @@ def test_a_disk_that_fails_is_not_taken_for_a_damaged_database(
         bad_disk.fails = {"read": apsw.SQLITE_IOERR_READ}
         with pytest.raises(PermanentError, match="the disk that holds"):
             db.query("SELECT * FROM garbage")
-        assert not db.damage
+        assert db.standstill.reason is None
         bad_disk.fails = {}
         assert len(db.query("SELECT * FROM garbage")) == 300
     bad_disk.fails = {"read": apsw.SQLITE_IOERR_READ}
@@ -235,3 +242,105 @@ def test_a_checkpoint_goes_on_while_another_thread_commits(
     db.checkpoint()
     assert torn
     assert len(db.query("SELECT * FROM garbage")) == 10
+
+
+def refuse_to_sync_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Linux does: it tells of an error in writing once, and not of what became of the pages."""
+    real_fdatasync = os.fdatasync
+
+    def fdatasync(file: int) -> None:
+        monkeypatch.setattr(os, "fdatasync", real_fdatasync)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+
+
+def row_count(db: Database) -> int:
+    return len(db.query("SELECT * FROM garbage"))
+
+
+@pytest.mark.expects_warnings
+def test_after_a_sync_that_failed_nothing_is_called_safe(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(db, 10)
+    db.sync()
+    write(db, 20)
+    refuse_to_sync_once(monkeypatch)
+    told: list[object] = []
+    db.standstill.on_begin(lambda: told.append(db.standstill.reason))
+    for _ in range(3):
+        with pytest.raises(PermanentError, match="may have lost"):
+            db.sync()
+    assert len(told) == 1
+    for change in (lambda: write(db, 1), db.checkpoint):
+        with pytest.raises(PermanentError, match="may have lost"):
+            change()
+    assert row_count(db) == 20, "what can be read is read"
+    db.close()
+    # Of what the next process finds, all is in the file itself, which is synced.
+    with contextlib.closing(Database(db.path)) as again:
+        assert row_count(again) == 20
+        assert not again.wal_bytes()
+        write(again, 30)
+        again.sync()
+    with contextlib.closing(Database(db.path)) as again:
+        assert row_count(again) == 30
+
+
+@pytest.mark.expects_warnings
+@pytest.mark.parametrize(("has_log", "expected"), [(False, 10), (True, 20)])
+def test_what_the_kernel_has_thrown_away_does_not_get_into_the_file(
+    db: Database, monkeypatch: pytest.MonkeyPatch, has_log: bool, expected: int
+) -> None:
+    write(db, 10)
+    db.sync()
+    safe = db.wal_bytes()
+    write(db, 20)
+    refuse_to_sync_once(monkeypatch)
+    with pytest.raises(PermanentError, match="may have lost"):
+        db.sync()
+    size = db.wal_bytes()
+    assert size > safe
+    with open(f"{db.path}-wal", "r+b") as file:
+        file.seek(safe)
+        file.write(bytes(size - safe))
+    db.close()
+    if not has_log:
+        os.unlink(f"{db.path}-redo")
+    with contextlib.closing(Database(db.path)) as again:
+        # The redo log of the lost commit may be there still.
+        assert row_count(again) == expected
+        assert not integrity_faults(again, 10)
+
+
+@pytest.mark.expects_warnings
+def test_a_sync_of_sqlite_that_fails_counts_as_well(bad_disk: _BadDisk, tmp_path: Path) -> None:
+    db = Database(tmp_path / "metadata.db")
+    write(db, 10)
+    bad_disk.fails = {"sync": apsw.SQLITE_IOERR_FSYNC}
+    with pytest.raises(PermanentError, match="may have lost"):
+        db.checkpoint()
+    bad_disk.fails = {}
+    with pytest.raises(PermanentError, match="may have lost"):
+        write(db, 20)
+    assert row_count(db) == 10
+    db.close()
+    with contextlib.closing(Database(db.path)) as again:
+        assert row_count(again) == 10
+
+
+def test_what_a_killed_process_left_in_the_log_is_in_the_file_at_the_next_start(
+    db: Database, tmp_path: Path
+) -> None:
+    """It may have been killed after a sync that failed."""
+    write(db, 20)
+    db.sync()
+    copy, alone = tmp_path / "killed.db", tmp_path / "alone.db"
+    for end in ("", "-wal"):
+        shutil.copy(f"{db.path}{end}", f"{copy}{end}")
+    with contextlib.closing(Database(copy)) as again:
+        assert not again.wal_bytes()
+        shutil.copy(copy, alone)
+    with contextlib.closing(Database(alone)) as other:
+        assert row_count(other) == 20

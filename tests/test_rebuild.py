@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -13,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from syncer.config import Config
-from syncer.errors import CorruptError
+from syncer.errors import CorruptError, PermanentError
 from syncer.process.engine import Engine
 from syncer.process.folder import DataFolder
 from syncer.process.repository import clone_repository
-from tests.damage import ME, Place, noise
+from tests.damage import ME, Place, noise, read
 from tests.mounted import ROOT as ROOT_FOLDER
 
 
@@ -127,6 +128,32 @@ def test_damage_that_shows_later_makes_it_read_only(
     assert "damaged" in caplog.text
     caplog.clear()
     assert place.fsck(repair=True).state == "repaired"
+    assert place.read_all() == place.files
+
+
+@pytest.mark.expects_warnings
+def test_a_disk_that_does_not_sync_makes_it_read_only_and_asks_for_no_repair(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fdatasync(file: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with place.engine() as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", fdatasync)
+            place.write(engine, b"/last", b"written before that")
+            with pytest.raises(PermanentError, match="may have lost"):
+                engine.sync_metadata()
+        # The disk says that all is well again.
+        with pytest.raises(PermanentError, match="may have lost"):
+            engine.sync_metadata()
+        with pytest.raises(OSError, match="Read-only"):
+            engine.vfs.mkdir(b"/another", 0o755, ME)
+        assert read(engine, b"/new/small") == place.files[b"/new/small"]
+        error = engine._errors("")[0]
+        assert "look after the disk" in error
+        assert "repair" not in error
+    assert place.fsck().state == "clean"
     assert place.read_all() == place.files
 
 

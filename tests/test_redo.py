@@ -346,7 +346,7 @@ def test_a_full_disk_undoes_no_group_that_is_larger_than_the_cache(
             for number in range(1, 5000):
                 add(db, number, name="x" * 300)
                 done.append(number)
-        assert (db.damage, numbers(db)) == ("", done)
+        assert (db.standstill.reason, numbers(db)) == (None, done)
         assert len(done) > 300
         with pytest.raises(Exception, match=r"full|fails"):
             db.sync()
@@ -434,7 +434,7 @@ def test_an_error_in_what_a_commit_reads_ahead_is_none(
 
 
 #: What ends a transaction or a group, or undoes it.
-_ENDS = ("_commit", "_roll_back", "_open_group", "_begin_group", "_do_again", "append", "read")
+_ENDS = ("_commit", "_roll_back", "_open_group", "_begin_group", "do_again", "append", "read")
 
 
 def interrupt_at(event: int) -> Callable[..., None]:
@@ -487,7 +487,7 @@ def test_an_interrupt_while_something_ends_does_nothing_twice_and_loses_nothing(
         # One that was interrupted may have happened.
         found = counted_elsewhere(db, folder / "killed")
         assert found in (done, done + 1), event
-        if not db.damage:
+        if db.standstill.reason is None:
             assert count(db) in (done, found), event
             before = count(db)
             count_one(db)

@@ -24,6 +24,8 @@ _WAL_LIMIT_BYTES = 64 << 20
 #: group (`redo`) can be done again where the disk is full.
 _SPILL_KIB = 64 << 10
 
+_SYNCS = (apsw.SQLITE_IOERR_FSYNC, apsw.SQLITE_IOERR_DIR_FSYNC)
+
 _COMMITTED_CACHE_KIB = 1024
 
 #: With less than this, the disk has no room for what opening a database needs: the index of the WAL
@@ -33,8 +35,6 @@ _FULL_BELOW_BYTES = 64 << 10
 _NEED_ROOM = frozenset(
     {
         apsw.SQLITE_IOERR_WRITE,
-        apsw.SQLITE_IOERR_FSYNC,
-        apsw.SQLITE_IOERR_DIR_FSYNC,
         apsw.SQLITE_IOERR_TRUNCATE,
         apsw.SQLITE_IOERR_SHMOPEN,
         apsw.SQLITE_IOERR_SHMSIZE,
@@ -44,6 +44,13 @@ _NEED_ROOM = frozenset(
 )
 
 Row = tuple[Any, ...]
+
+
+class UnsyncedError(PermanentError):
+    """The disk refused to sync, so what was written last may be lost, see `Database.sync`."""
+
+    def __init__(self, path: Path, reason: object) -> None:
+        super().__init__(f"the disk that holds {path} may have lost what was written ({reason})")
 
 
 class Reader:
@@ -124,6 +131,8 @@ def translate(path: Path, error: apsw.Error) -> SyncerError:
     if isinstance(error, (apsw.CorruptError, apsw.NotADBError)):
         return CorruptError(f"the database {path} is damaged ({error})")
     code = getattr(error, "extendedresult", 0)
+    if code in _SYNCS:
+        return UnsyncedError(path, error)
     if isinstance(error, apsw.FullError) or (code in _NEED_ROOM and _is_full(path)):
         return LocalFullError(f"the disk that holds {path} is full; free some space")
     if isinstance(error, (apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError)):

@@ -25,11 +25,20 @@ from typing import Any
 
 import apsw
 
-from syncer.errors import CorruptError, SyncerError
+from syncer.errors import CorruptError, PermanentError, SyncerError
 from syncer.metadata import redo
-from syncer.metadata.connection import CommittedRows, Reader, Row, connect, translate
+from syncer.metadata.connection import (
+    CommittedRows,
+    Reader,
+    Row,
+    UnsyncedError,
+    connect,
+    translate,
+)
 from syncer.metadata.redo import MAX_STATEMENTS
+from syncer.metadata.replay import do_again
 from syncer.metadata.schema import META_KEYS, SCHEMA, SCHEMA_VERSION
+from syncer.metadata.standstill import Standstill
 from syncer.metadata.transaction import Transaction
 from syncer.metadata.versions import check_version, upgrade
 from syncer.metadata.wal import Wal
@@ -63,10 +72,7 @@ class Database:
         damaged as far as that shows at once, or missing though it must exist.
         """
         self.path = path
-        #: That SQLite found the file damaged, in words; "" while it has not. Nothing is changed
-        #: any more from then on.
-        self.damage = ""
-        self._on_damage: Callable[[], None] = lambda: None
+        self.standstill = Standstill()
         #: Guards the connection and whatever in-memory state mirrors its rows.
         self.lock = threading.RLock()
         #: The thread whose transaction is in progress, or None.
@@ -106,6 +112,7 @@ class Database:
                     self._make()
                 check_version(self._connection, path, may_upgrade=True)
                 self._wal = Wal(path, self._connection)
+                self._wal.begin_anew(self._connection)
                 self._take_up_log()
                 upgrade(self._connection, path)
                 if is_new:
@@ -132,7 +139,7 @@ class Database:
         key, sequence = self.get_meta("redo_key", 0), self.get_meta("redo_sequence", 0)
         if key and (records := list(redo.read(self._log_path, key, sequence))):
             with self.transaction():
-                self.set_meta("redo_sequence", self._do_again(records))
+                self.set_meta("redo_sequence", do_again(self._connection, self.path, records))
             # The next log begins over this one.
             self.sync()
 
@@ -154,39 +161,12 @@ class Database:
             raise
         self._log = begun
 
-    def _do_again(self, records: Iterable[redo.Record]) -> int:
-        """Run transactions of the log once more; returns the newest one's number, or 0."""
-        number = 0
-        try:
-            for record in records:
-                before = self._connection.total_changes()
-                for sql, values in record.statements:
-                    self._connection.execute(sql, values)
-                if self._connection.total_changes() - before != record.changes:
-                    raise CorruptError(f"the database {self.path} does not fit its redo log")
-                number = record.sequence
-        except (apsw.ConstraintError, apsw.SQLError) as error:
-            raise CorruptError(
-                f"the database {self.path} does not fit its redo log ({error})"
-            ) from error
-        except apsw.Error as error:
-            raise self._failure(error) from error
-        return number
-
-    def on_damage(self, hook: Callable[[], None]) -> None:
-        """Have `hook` called once if SQLite finds the file damaged. It may hold `lock`."""
-        self._on_damage = hook
-
     def _failure(self, error: apsw.Error) -> SyncerError:
         """Our error for one of SQLite's."""
-        if isinstance(error, (apsw.CorruptError, apsw.NotADBError)):
-            self._note_damage(f"the database {self.path} is damaged ({error})")
-        return translate(self.path, error)
-
-    def _note_damage(self, damage: str) -> None:
-        if not self.damage:
-            self.damage = damage
-            self._on_damage()
+        failure = translate(self.path, error)
+        if isinstance(failure, (CorruptError, UnsyncedError)):
+            self.standstill.begin(failure)
+        return failure
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -207,8 +187,7 @@ class Database:
     def _begin(self) -> None:
         self.lock.acquire()
         try:
-            if self.damage:
-                raise CorruptError(self.damage)
+            self.standstill.refuse()
             if not self._depth:
                 # A failure of this commit concerns nobody whose call has returned.
                 if self._log is not None and self._log.is_long:
@@ -250,12 +229,15 @@ class Database:
         try:
             self._begin_group()
             # By what the table says: who was interrupted after a commit has not noted it.
-            self._do_again(self._log.group(self.get_meta("redo_sequence", 0)))
+            records = self._log.group(self.get_meta("redo_sequence", 0))
+            with self._translated():
+                do_again(self._connection, self.path, records)
         except BaseException as error:
             self._abandon_group()
             # The log has all that has ended; the next process begins with that.
             reason = str(error) or "interrupted"
-            self._note_damage(f"the database {self.path} can't go on ({reason})")
+            kind = CorruptError if isinstance(error, CorruptError) else PermanentError
+            self.standstill.begin(kind(f"the database {self.path} can't go on ({reason})"))
             raise
 
     def _begin_group(self) -> None:
@@ -285,8 +267,7 @@ class Database:
         is_open = self._connection.in_transaction
         if not is_open and (self._log is None or self._log.is_empty):
             return
-        if self.damage:
-            raise CorruptError(self.damage)
+        self.standstill.refuse()
         if not is_open:
             # SQLite gave the group up, as after an error in reading.
             self._open_group()
@@ -407,14 +388,23 @@ class Database:
 
         Waits for the disk; many callers at once share one fdatasync. Never call it inside a
         transaction.
+
+        A disk that refused once has perhaps thrown away what it was to sync, and says nothing of
+        that when it is asked again. So this is no success ever again: this process stops, and the
+        next one writes all of the WAL that it can read to the database's file before it goes on.
         """
         wanted = self.ended
         with self._sync_lock:
             if self._synced >= wanted:
                 return
+            self.standstill.refuse()
             covered = self._commit_all()
             if self._wal is not None:
-                self._wal.sync()
+                try:
+                    self._wal.sync()
+                except UnsyncedError as error:
+                    self.standstill.begin(error)
+                    raise
             self._synced = covered
 
     def _commit_all(self) -> int:
@@ -447,6 +437,7 @@ class Database:
         Most of it is copied while others go on; only what they added meanwhile under the lock,
         since as long as a single frame is left the WAL only grows.
         """
+        self.standstill.refuse()
         with self._translated():
             connection = connect(self.path)
             try:
@@ -485,10 +476,13 @@ class Database:
             except SyncerError as error:
                 log.warning("what was not committed stays in %s: %s", self._log_path, error)
             if self._log is not None:
-                self._log.close(remove=is_committed)
+                self._log.close(remove=is_committed and self.standstill.reason is None)
                 self._log = None
             if self._wal is not None:
                 self._wal.close()
                 self._wal = None
             self.committed.close()
+            if self.standstill.reason is not None:
+                # What can be read of the WAL here may not be what was written to it.
+                self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             self._connection.close()

@@ -95,7 +95,7 @@ class Engine:
         self._is_swept = False
         self._sweeper = threading.Thread(target=self._sweep, name="syncer-sweep", daemon=True)
         self._db = open_database(self.folder)
-        self._db.on_damage(self._note_damage)
+        self._db.standstill.on_begin(self._note_stop)
         try:
             self._journal = Journal(self._db, self.folder.segments)
         except CorruptError as error:
@@ -299,8 +299,9 @@ class Engine:
             if self._is_swept and not end.failure:
                 end.take(self._note_clean_end)
         end.take(self._db.close)
-        if end.failure and self._db.damage:
-            raise CorruptError(f"{self._db.damage}; {mending(self.folder)}") from end.failure
+        reason = self._db.standstill.reason
+        if end.failure and isinstance(reason, CorruptError):
+            raise CorruptError(f"{reason}; {mending(self.folder)}") from end.failure
         if end.failure:
             raise end.failure
 
@@ -327,7 +328,7 @@ class Engine:
         self.pruner.kick()
 
     def _note_role(self) -> None:
-        if self._is_stopping or self._db.damage:
+        if self._is_stopping or self._db.standstill.reason is not None:
             return
         reasons = {
             "follower": "another machine is the repository's writer; see: syncer mount --take-over",
@@ -341,10 +342,19 @@ class Engine:
         self._transfer.uploads.allow(False)
         keep_blocks(self._db, self._blocks)
 
-    def _note_damage(self) -> None:
-        """The database is damaged: serve what can be read, and change nothing any more."""
-        self.vfs.read_only = "its database is damaged"
-        log.error("%s; unmount it, and %s", self._db.damage, mending(self.folder))
+    def _note_stop(self) -> None:
+        """The database can't go on: serve what can be read, and change nothing any more."""
+        self.vfs.read_only = "its database can't be changed any more; see status"
+        log.error("%s", self._stop_text())
+
+    def _stop_text(self) -> str:
+        """Why nothing is changed any more, and what to do; "" if all is well."""
+        reason = self._db.standstill.reason
+        if reason is None:
+            return ""
+        if isinstance(reason, CorruptError):
+            return f"{reason}; unmount it, and {mending(self.folder)}"
+        return f"{reason}; unmount it, look after the disk, and mount it again"
 
     # mount.Host
 
@@ -434,9 +444,9 @@ class Engine:
         }
 
     def _errors(self, worker_failure: str) -> list[str]:
-        damage = self._db.damage and f"{self._db.damage}; unmount it, and {mending(self.folder)}"
+        stop = self._stop_text()
         of_threads = (worker_failure, self._loop.error, self.pruner.error)
-        found = (damage, "" if damage else self._committer.error, *of_threads)
+        found = (stop, "" if stop else self._committer.error, *of_threads)
         return [text for text in found if text]
 
     def _age_seconds(self, epoch: int | None) -> float:
