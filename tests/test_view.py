@@ -7,17 +7,26 @@ import errno
 import json
 import os
 import select
+import socket
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from syncer.config import Config
 from syncer.process import mounts
+from syncer.process.engine import Engine
+from syncer.process.repository import create_repository
+from syncer.process.view import View
 from tests.mounted import BINDINGS, CommandError, Mount, mounted
+from tests.processes import wait_for
 from tests.test_timemachine import fill, tree_of
 
 pytestmark = pytest.mark.fuse
+
+_SOON_SECONDS = 30.0
 
 
 @contextlib.contextmanager
@@ -130,3 +139,34 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
             assert "its process is gone" in mount.run("status", past)
             mount.run("umount", past)
             assert mounts.mount_at(past) is None
+
+
+def test_wishes_of_readers_that_have_moved_on_do_not_pile_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config(str(tmp_path / "remote"), 100_000_000)
+    create_repository(tmp_path / "data", config, socket.gethostname())
+    engine = Engine(tmp_path / "data", config)
+    engine.start()
+    engine.stop()
+    view = View(tmp_path / "data", config, 1, "then", mountpoint="", fuse=3)
+    wishes = [number.to_bytes(16, "big") for number in range(1, 1001)]
+    fetched: list[bytes] = []
+    is_quick = threading.Event()
+
+    def fetch(block_id: bytes, before_wait: Callable[[], None] = lambda: None) -> None:
+        before_wait()
+        assert is_quick.wait(_SOON_SECONDS)
+        fetched.append(block_id)
+
+    monkeypatch.setattr(view._blocks, "prefetch", fetch)
+    view.started()
+    try:
+        for block_id in wishes:
+            view.vfs.files._read_ahead([block_id], False)
+        is_quick.set()
+        wait_for(lambda: wishes[-1] in fetched)
+    finally:
+        is_quick.set()
+        view.stop()
+    assert len(fetched) < 100

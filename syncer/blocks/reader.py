@@ -15,7 +15,8 @@ from syncer.blocks.store import Blocks
 from syncer.codec import Buffer
 from syncer.metadata.db import Database
 
-_KEPT_BLOCKS = 64
+#: What is fetched lies in memory, but for the beginnings of blocks.
+KEPT_BLOCKS = 64
 
 
 class BlockReader(Blocks):
@@ -23,7 +24,7 @@ class BlockReader(Blocks):
 
     def __init__(self, db: Database, cache: Cache, fetcher: Fetcher, seed: int) -> None:
         super().__init__(db, cache, fetcher, seed)
-        self._unkept = cachetools.LRUCache(_KEPT_BLOCKS)
+        self._unkept = cachetools.LRUCache(KEPT_BLOCKS)
 
     def _keep(self, block_id: bytes, content: Buffer) -> Buffer:
         with self._unkept_lock:

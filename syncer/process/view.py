@@ -8,19 +8,16 @@ takes it away.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from syncer.blocks.cache import Cache
 from syncer.blocks.fetch import Fetcher
-from syncer.blocks.reader import BlockReader
+from syncer.blocks.reader import KEPT_BLOCKS, BlockReader
 from syncer.config import Config
-from syncer.errors import SyncerError
 from syncer.exchange.writers import RepositoryInfo, is_description_of
 from syncer.metadata.contents import Contents
 from syncer.metadata.db import Database
@@ -31,6 +28,8 @@ from syncer.metadata.tree import Tree
 from syncer.mount import Operations
 from syncer.process.folder import DataFolder
 from syncer.process.repository import remote_of
+from syncer.transfer.wishes import Wishes
+from syncer.transfer.workers import Crew
 from syncer.vfs.caller import Caller
 from syncer.vfs.files import Files
 from syncer.vfs.moment import MomentVfs
@@ -39,6 +38,7 @@ from syncer.vfs.states import States
 #: Blocks that are fetched at once for readers, and how far ahead of them; both lie in memory.
 _FETCH_THREADS = 6
 _READ_AHEAD_BYTES = 16 << 20
+_STOP_SECONDS = 5.0
 
 
 class View:
@@ -67,7 +67,11 @@ class View:
             self._remote, seed, bytes_per_second=config.download_bytes_per_second
         )
         self._blocks = BlockReader(self._db, cache, self._fetcher, seed)
-        self._pool = ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="syncer-fetch")
+        # More than is kept would push out what nobody has read yet.
+        self._wishes = Wishes(self._blocks, KEPT_BLOCKS)
+        self._crew = Crew()
+        for number in range(_FETCH_THREADS):
+            self._crew.add(f"readahead-{number + 1}", self._wishes.step)
         self.vfs = self._vfs(epoch)
 
     def _vfs(self, epoch: int) -> MomentVfs:
@@ -78,7 +82,7 @@ class View:
             tree,
             contents,
             self._blocks,
-            read_ahead=self._read_ahead,
+            read_ahead=self._wishes.add,
             max_read_ahead_bytes=_READ_AHEAD_BYTES,
             inline_limit_bytes=0,
             inline_total_bytes=0,
@@ -90,13 +94,6 @@ class View:
         vfs = MomentVfs(tree, self._blocks, files, history, moments, states, epoch)
         vfs.read_only = "it is a past state"
         return vfs
-
-    def _read_ahead(self, block_ids: Sequence[bytes], heads_only: bool = False) -> None:
-        fetch = partial(self._blocks.fetch_head, urgent=False)
-        for block_id in block_ids:
-            # Whoever reads a block that could not be fetched learns of it.
-            fetched = self._pool.submit(fetch if heads_only else self._blocks.prefetch, block_id)
-            fetched.add_done_callback(_forget)
 
     # What serves it asks
 
@@ -115,14 +112,18 @@ class View:
 
     def stop(self) -> None:
         """End the threads and close; there is nothing to be made safe."""
+        self._crew.stopping.set()
+        self._wishes.end()
+        # Breaks every wait for it.
         self._remote.close()
-        self._pool.shutdown(cancel_futures=True)
+        self._crew.stop(_STOP_SECONDS)
         self._db.close()
 
     # mount.Host
 
     def started(self) -> None:
-        """See `mount.Host`."""
+        """See `mount.Host`. Threads start now, after all forks."""
+        self._crew.start()
 
     def sync_metadata(self) -> None:
         """See `mount.Host`."""
@@ -134,9 +135,3 @@ class View:
     def remote_capacity(self) -> tuple[int, int] | None:
         """See `mount.Host`."""
         return None
-
-
-def _forget(fetched: Future[None]) -> None:
-    with contextlib.suppress(SyncerError):
-        if not fetched.cancelled():
-            fetched.result()

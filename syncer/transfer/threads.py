@@ -7,35 +7,27 @@ syncer-readahead-N   fetch what readers will soon ask for
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from syncer.blocks.store import Blocks
-from syncer.codec import HOLE
 from syncer.config import Config
-from syncer.errors import SyncerError
 from syncer.remote.base import Remote
 from syncer.transfer.giveway import GiveWay
 from syncer.transfer.uploads import Uploads, UploadStatus
+from syncer.transfer.wishes import Wishes
 from syncer.transfer.workers import Crew
-
-log = logging.getLogger(__name__)
 
 #: The evictor looks after room that often even if nobody asks.
 _EVICT_SECONDS = 0.5
 #: With nothing to evict, it looks again after this time.
 _REST_SECONDS = 0.05
-#: Blocks that wait to be fetched ahead; of more, the oldest are forgotten: their readers have
-#: moved on, or fetch for themselves.
+#: Blocks that wait to be fetched ahead.
 _READ_AHEAD_BLOCKS = 256
 #: Blocks fetched at once. Each spends two round trips, so a link of 100 MB/s and 40 ms takes a
 #: dozen, and as many again while answers are checked and stored.
 _READ_AHEAD_WORKERS = 24
-#: A worker without work looks up that often; new work wakes it.
-_IDLE_SECONDS = 10.0
 _STOP_SECONDS = 5.0
 
 
@@ -83,11 +75,11 @@ class Transfer:
             settle_seconds=settle_seconds,
             gives_way=GiveWay(lambda: blocks.newest_dirty, self._may_wait),
         )
-        self._wishes = _Wishes(_READ_AHEAD_BLOCKS)
+        self._wishes = Wishes(blocks, _READ_AHEAD_BLOCKS)
         for number in range(self.uploads.most_at_once):
             self._crew.add(f"upload-{number + 1}", self.uploads.step)
         for number in range(_READ_AHEAD_WORKERS):
-            self._crew.add(f"readahead-{number + 1}", self._fetch_ahead)
+            self._crew.add(f"readahead-{number + 1}", self._wishes.step)
         self._crew.add("evict", self._keep_room)
 
     def start(self) -> None:
@@ -213,67 +205,3 @@ class Transfer:
             self._blocks.collect()
             self.uploads.kick()
         self._crew.stopping.wait(_REST_SECONDS)
-
-    def _fetch_ahead(self) -> None:
-        wish = self._wishes.take()
-        if wish is None:
-            return
-        block_id, head_only = wish
-        # Before this one waits for the server, another one begins with what else there is.
-        call_another = self._wishes.call_another
-        try:
-            if head_only:
-                call_another()
-                self._blocks.fetch_head(block_id, urgent=False)
-            else:
-                self._blocks.prefetch(block_id, call_another)
-        except SyncerError as error:
-            # Whoever reads the block learns of it.
-            log.debug("block %s is not fetched ahead: %s", block_id.hex(), error)
-
-
-class _Wishes:
-    """A bounded queue of blocks to fetch, each in it once. May be used from several threads.
-
-    New ones wake one worker, and that one the next, if it has to wait: most blocks may be local,
-    and workers that wake up for nothing keep the interpreter from those who read.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._added = threading.Condition()
-        # The condition guards the queue: a dict, for its order and its look-up. It tells whether
-        # the block's beginning will do.
-        self._queue: dict[bytes, bool] = {}
-        self._has_ended = False
-
-    def add(self, block_ids: Sequence[bytes], heads_only: bool) -> None:
-        with self._added:
-            for key in block_ids:
-                if key != HOLE:
-                    self._queue[key] = heads_only and self._queue.get(key, True)
-            while len(self._queue) > self._limit:
-                del self._queue[next(iter(self._queue))]
-            self._added.notify()
-
-    def call_another(self) -> None:
-        """The caller can't look after the queue for a while."""
-        with self._added:
-            if self._queue:
-                self._added.notify()
-
-    def take(self) -> tuple[bytes, bool] | None:
-        """The oldest, and whether its beginning will do; or None if there is none for a while."""
-        with self._added:
-            if not self._queue and not self._has_ended:
-                self._added.wait(_IDLE_SECONDS)
-            if not self._queue:
-                return None
-            block_id = next(iter(self._queue))
-            return block_id, self._queue.pop(block_id)
-
-    def end(self) -> None:
-        """Nobody waits from now on."""
-        with self._added:
-            self._has_ended = True
-            self._added.notify_all()
