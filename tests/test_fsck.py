@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from syncer.maintain.invariants import HISTORY, LEFTOVERS
 from syncer.maintain.localfiles import LocalFiles, Outcome
 from syncer.metadata.node import ROOT
 from syncer.process.engine import Engine
+from syncer.process.repository import clone_repository
 from tests.damage import HARM, Place, flip, halve, noise, read
 from tests.mounted import BINDINGS, CommandError, mounted
 from tests.mounted import ROOT as SOURCES
+from tests.prune_rig import NEWEST
 
 _NODE = "(SELECT node FROM name WHERE name = CAST('{}' AS BLOB) LIMIT 1)"
 _PHOTO, _ISLAND, _SMALL = (_NODE.format(name) for name in ("photo", "island", "small"))
@@ -413,6 +415,78 @@ def test_the_litter_of_a_crash_is_no_damage(place: Place) -> None:
     found = place.fsck()
     assert found.state == "clean" and any("next mount" in note for note in found.notes)
     assert place.read_all() == place.files
+
+
+# While others work
+
+
+@pytest.mark.parametrize("repair", [True, False])
+def test_a_block_that_loses_its_name_meanwhile_is_no_damage(
+    place: Place, repair: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row is gone at once, its file with the committer's next round, and nobody uploads it."""
+    with place.engine() as engine:
+        engine.flush(60, lambda state: None)
+    objects = place.objects()
+    with place.folder.lock():
+        engine = Engine(place.data, Config.load(place.folder.config))
+        place.write(engine, b"/short-lived", noise(9, 2_000_000))
+        del place.files[b"/short-lived"]
+        look = LocalFiles.check
+
+        def remove_and_look(files: LocalFiles, *rest: Any) -> Outcome:
+            engine.vfs.unlink(b"/short-lived")
+            return look(files, *rest)
+
+        monkeypatch.setattr(LocalFiles, "check", remove_and_look)
+        try:
+            found = _fsck(engine, repair=repair, remote=True)
+            assert found["state"] == "clean", found
+            engine._blocks.collect()
+        finally:
+            engine.stop()
+        monkeypatch.undo()
+    assert place.objects() == objects
+    assert place.fsck(remote=True, read_data=True).state == "clean"
+    assert place.read_all() == place.files
+
+
+def test_a_block_that_is_evicted_meanwhile_is_no_damage(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _clean(place)[0]
+    found: list[dict[str, Any]] = []
+    with place.engine() as engine:
+        remove = engine._cache.remove
+
+        def look_and_remove(block_ids: Iterable[bytes]) -> None:
+            found.append(_fsck(engine, repair=False))
+            remove(block_ids)
+
+        monkeypatch.setattr(engine._cache, "remove", look_and_remove)
+        assert engine._blocks.evict_these([bytes.fromhex(path.name)])[0] == 1
+        monkeypatch.undo()
+    assert found[0]["state"] == "clean", found
+    assert not path.exists()
+
+
+def test_a_follower_does_not_miss_what_the_writer_has_pruned(place: Place, tmp_path: Path) -> None:
+    clone = Place(tmp_path / "clone")
+    clone.remote = place.remote
+    clone_repository(clone.data, Config.load(place.folder.config), "desktop")
+    with place.engine() as engine:
+        engine.vfs.unlink(b"/album/2024/island")
+        engine.flush(60, lambda state: None)
+        engine.pruner.prune(NEWEST, is_dry=False, progress=lambda state: None)
+        engine.flush(60, lambda state: None)
+        # It learns in time of each step; only this one is behind.
+        pruned = {path.name for path in place.remote.glob("trash/*")}
+    assert pruned, "nothing was pruned"
+    found = clone.fsck(remote=True)
+    assert found.state == "clean", found
+    with clone.engine() as engine:
+        assert engine._tree.lookup(ROOT, b"new") is not None
+    assert clone.fsck(remote=True, repair=True).state == "clean"
 
 
 # The server

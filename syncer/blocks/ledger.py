@@ -398,6 +398,11 @@ class Ledger:
         with self._lock:
             return list(self._doomed)
 
+    def is_passing(self, block_id: bytes) -> bool:
+        """Whether a block's file may be there without a row for a moment: held, or about to go."""
+        with self._lock:
+            return any(block_id in busy for busy in (self._holds, self._doomed, self._removing))
+
     def _unlink(self, block_ids: Sequence[bytes]) -> int:
         """Steps 3 to 5; returns how many bytes were freed."""
         with self._db.lock:

@@ -13,10 +13,11 @@ file of the database, is not repaired here, but by `rebuild`, before this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from syncer.blocks.store import Blocks
+from syncer.errors import CorruptError, FormatError, MissingError
 from syncer.exchange.roles import Exchange
 from syncer.exchange.writers import RepositoryInfo
 from syncer.maintain.findings import Progress, Report
@@ -33,13 +34,14 @@ from syncer.maintain.invariants import (
 from syncer.maintain.localfiles import LocalFiles
 from syncer.maintain.lost import known_lost, note_lost, tell_lost
 from syncer.maintain.mending import Mender, keep_block, mend_past
-from syncer.maintain.named import note_named
+from syncer.maintain.named import note_named, still_named
 from syncer.maintain.objects import RemoteBlocks, check_log
 from syncer.maintain.totals import recount
 from syncer.metadata.connection import Reader
 from syncer.metadata.contents import Contents
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
+from syncer.metadata.pruning import prune
 from syncer.metadata.schema import REBUILT
 from syncer.metadata.tree import Tree
 from syncer.remote.base import Remote
@@ -234,7 +236,7 @@ class Fsck:
     def _check_remote_blocks(self, reader: Reader, known: set[bytes], *, can_note: bool) -> None:
         parts, options = self._parts, self._options
         objects = RemoteBlocks(
-            parts.db, parts.blocks, parts.remote, self._report,
+            parts.db, parts.blocks, parts.remote, self._report, self._still_named,
             repairs=options.repair, reads_data=options.read_data,
         )  # fmt: skip
         nowhere = objects.check(reader, self._progress)
@@ -245,6 +247,21 @@ class Fsck:
             note_lost(parts.tree, known - nowhere, are_lost=False)
         if still:
             self._report.note(f"{len(still)} blocks are noted as lost")
+
+    def _still_named(self, block_ids: Collection[bytes]) -> set[bytes]:
+        """Those of these blocks that something names by now.
+
+        A follower knows a past that the writer may have pruned, so it catches up before.
+        """
+        parts = self._parts
+        if parts.exchange.role == "follower":
+            try:
+                parts.exchange.follow()
+                prune(parts.db)
+            except (CorruptError, FormatError, MissingError) as error:
+                self._report.note(f"what the writer did since could not be taken over: {error}")
+        with parts.db.snapshot() as reader:
+            return still_named(reader, block_ids)
 
     def _check_log(self) -> None:
         parts, db = self._parts, self._parts.db

@@ -12,7 +12,7 @@ from syncer.blocks.store import Blocks
 from syncer.codec import MAX_OBJECT_BYTES, decode_block
 from syncer.errors import CorruptError, FormatError, MissingError
 from syncer.maintain.findings import Progress, Report
-from syncer.maintain.named import named_with
+from syncer.maintain.named import named_with, still_named
 from syncer.metadata.connection import Reader
 from syncer.metadata.db import Database
 from syncer.remote.base import Remote
@@ -59,6 +59,8 @@ class LocalFiles:
         self._keeps_strays = keeps_strays
         self._is_unclean = is_unclean
         self._outcome = Outcome()
+        #: Files without a row, of blocks that were named when the check began.
+        self._rowless: list[bytes] = []
         #: Parts whose rows and files do not match.
         self._unswept: set[int] = set()
 
@@ -69,6 +71,7 @@ class LocalFiles:
             self._check_part(first_byte, named_with(reader, first_byte))
             for path in self._blocks.cache.foreign(first_byte):
                 self._report.note(f"{path} is no block file; it is left alone")
+        self._take_in()
         return self._outcome
 
     def sweep(self) -> bool:
@@ -199,12 +202,33 @@ class LocalFiles:
         if block_id not in named or content is None:
             self._found("leftover file", f"block file {block_id.hex()} belongs to nothing")
             return True
-        self._found("block without a row", f"block {block_id.hex()} is there, and not noted")
-        if self._repairs:
-            # As one that the server lacks: another upload does no harm.
-            with self._db.transaction():
-                self._blocks.take_back([block_id])
+        self._rowless.append(block_id)
         return False
+
+    def _take_in(self) -> None:
+        """Give rows to files that something names. While programs work, a file may have lost its
+        row since the check began, as its block lost its last name, or to eviction."""
+        if not self._rowless:
+            return
+        with self._db.snapshot() as reader:
+            named = still_named(reader, self._rowless)
+        for block_id in self._rowless:
+            # Twice, for the time between one look's questions.
+            if block_id not in named or not all(self._is_rowless(block_id) for _ in range(2)):
+                continue
+            self._found("block without a row", f"block {block_id.hex()} is there, and not noted")
+            if self._repairs:
+                # As one that the server lacks: another upload does no harm.
+                with self._db.transaction():
+                    self._blocks.take_back([block_id])
+
+    def _is_rowless(self, block_id: bytes) -> bool:
+        # In this order: a file that is about to go may be gone by the last question.
+        return (
+            self._row(block_id) is None
+            and not self._blocks.is_passing(block_id)
+            and self._blocks.cache.has(block_id)
+        )
 
     def _found(self, kind: str, text: str) -> None:
         self._report.found(kind, text, is_repaired=self._repairs)

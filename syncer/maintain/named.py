@@ -81,6 +81,11 @@ def files_of(reader: Reader, block_ids: Iterable[bytes]) -> dict[int, set[bytes]
     return found
 
 
+def still_named(reader: Reader, block_ids: Iterable[bytes]) -> set[bytes]:
+    """Those of these blocks that contents name, now or in the past. Reads all contents."""
+    return {block_id for found in files_of(reader, block_ids).values() for block_id in found}
+
+
 def path_of(reader: Reader, node: int) -> bytes:
     """A path of a node, of now or else of then, for people; b"?" where it has none."""
     parts: list[bytes] = []

@@ -9,7 +9,7 @@ nobody names are counted, and left alone: another computer's may be on their way
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -42,6 +42,8 @@ from syncer.remote.base import Remote
 
 #: Objects looked into at once.
 _THREADS = 8
+#: Blocks that are looked at once more together, since that needs all names.
+_SUSPECTS = 10_000
 
 
 class RemoteBlocks:
@@ -53,17 +55,22 @@ class RemoteBlocks:
         blocks: Blocks,
         remote: Remote,
         report: Report,
+        still_named: Callable[[Collection[bytes]], set[bytes]],
         *,
         repairs: bool,
         reads_data: bool,
     ) -> None:
+        """`still_named` tells which of some blocks something names by now."""
         self._db = db
         self._blocks = blocks
         self._remote = remote
         self._report = report
+        self._still_named = still_named
         self._repairs = repairs
         self._reads_data = reads_data
         self._unnamed = 0
+        #: Blocks that do not seem to be right, with the lengths of their places.
+        self._suspects: dict[bytes, int] = {}
         self._lost: set[bytes] = set()
 
     def check(self, reader: Reader, progress: Progress) -> set[bytes]:
@@ -72,6 +79,9 @@ class RemoteBlocks:
             for first_byte in range(256):
                 progress("the server's blocks", first_byte, 256)
                 self._check_part(first_byte, named_with(reader, first_byte), pool)
+                if len(self._suspects) >= _SUSPECTS:
+                    self._look_again(pool)
+            self._look_again(pool)
         if self._unnamed:
             self._report.note(
                 f"{self._unnamed} blocks on the server are named by nothing that this computer"
@@ -92,10 +102,24 @@ class RemoteBlocks:
             if block_id not in dirty:
                 checked.append((block_id, size_bytes, length))
         self._unnamed += len(listed)
-        for block_id, wrong in zip(
-            (item[0] for item in checked),
-            pool.map(lambda item: self._wrong(*item), checked),
-            strict=True,
+        for (block_id, _, length), wrong in zip(
+            checked, pool.map(lambda item: self._wrong(*item), checked), strict=True
+        ):
+            if wrong:
+                self._suspects[block_id] = length
+
+    def _look_again(self, pool: ThreadPoolExecutor) -> None:
+        """See which of the suspects are bad. While others work, one may have lost its last name
+        since the check began, so that it was never uploaded, or is thrown away."""
+        suspects, self._suspects = self._suspects, {}
+        named = self._still_named(suspects) if suspects else set()
+        left = [
+            (block_id, length)
+            for block_id, length in suspects.items()
+            if block_id in named and not self._blocks.is_dirty(block_id)
+        ]
+        for (block_id, _), wrong in zip(
+            left, pool.map(lambda item: self._wrong(item[0], None, item[1]), left), strict=True
         ):
             if wrong:
                 self._heal(block_id, wrong)
