@@ -15,6 +15,8 @@ import pytest
 
 from syncer.config import Config
 from syncer.errors import CorruptError, PermanentError
+from syncer.exchange.journal import read_patches
+from syncer.exchange.rows import MAX_EPOCH
 from syncer.process.engine import Engine
 from syncer.process.folder import DataFolder
 from syncer.process.repository import clone_repository
@@ -198,6 +200,63 @@ def test_another_writer_since_then_keeps_what_was_not_published_apart(place: Pla
     assert place.read_all() == place.files
 
 
+@pytest.mark.expects_warnings
+@pytest.mark.parametrize("role", ["writer", "displaced"])
+def test_a_new_writer_keeps_what_it_has_not_published(place: Place, role: str) -> None:
+    """Before its first segment, no file of its own is part of the server's history."""
+    with place.engine() as engine:
+        engine.flush(60, lambda state: None)
+    config = Config(remote=str(place.remote), limit_bytes=10**8)
+    for name in ("desktop", "phone"):
+        clone_repository(place.data.with_name(name), config, name)
+    place.data = place.data.with_name("desktop")
+    place.folder = DataFolder(place.data)
+    engine = Engine(place.data, Config.load(place.folder.config))
+    engine.take_over()
+    engine.stop()
+    place.remote_away()
+    with place.engine() as engine:
+        place.write(engine, b"/mine", noise(9, 100_000))
+        place.write(engine, b"/tiny", b"mine as well")
+    with place.engine() as engine:
+        place.write(engine, b"/later", noise(10, 100_000))
+    place.remote_back()
+    if role == "displaced":
+        phone = place.data.with_name("phone")
+        other = Engine(phone, Config.load(phone / "config"))
+        other.take_over()
+        other.stop()
+    place.folder.database.unlink()
+    found = place.fsck(repair=True)
+    assert (found.state, found.left) == ("repaired", 0)
+    with place.engine() as engine:
+        assert engine.status()["role"] == role
+    assert place.read_all() == place.files
+
+
+def test_small_rewrites_of_a_new_writer_are_told_and_kept(place: Place) -> None:
+    with place.engine() as engine:
+        engine.flush(60, lambda state: None)
+    data = place.data.with_name("desktop")
+    clone_repository(data, Config(remote=str(place.remote), limit_bytes=10**8), "desktop")
+    place.data, place.folder = data, DataFolder(data)
+    engine = Engine(place.data, Config.load(place.folder.config))
+    engine.take_over()
+    engine.stop()
+    with place.engine() as engine:
+        seed = engine._db.get_meta("seed")
+        handle = engine.vfs.open(b"/album/2024/island", os.O_RDWR)
+        engine.vfs.write(handle, memoryview(b"rewritten"), 1000)
+        engine.vfs.files.fsync(handle, engine.sync_metadata)
+        engine.vfs.release(handle)
+    place.folder.database.unlink()
+    found = place.fsck(repair=True)
+    assert (found.state, found.kinds["changes without a history"]["found"]) == ("damaged", 1)
+    (kept,) = place.folder.segments.glob("unfit-*/patches")
+    (patch,) = read_patches(kept.parent, seed, MAX_EPOCH)
+    assert patch[2:4] == (1000, b"rewritten")
+
+
 def test_a_copy_that_is_behind_becomes_another_machine(place: Place, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(place.data, copy)
@@ -212,7 +271,9 @@ def test_a_copy_that_is_behind_becomes_another_machine(place: Place, tmp_path: P
         place.write(engine, b"/mine", noise(9, 100_000))
     place.remote_back()
     place.folder.database.unlink()
-    assert place.fsck(repair=True).state == "repaired"
+    found = place.fsck(repair=True)
+    assert (found.state, found.left) == ("damaged", 1), "some of it is in nobody's history"
+    assert place.fsck().state == "clean"
     with place.engine() as engine:
         assert engine.status()["role"] == "follower"
         assert engine._db.get_meta("machine") != machine

@@ -7,6 +7,8 @@ If the database is damaged, a new one is made of what the remote has and of thes
     <folder>/<first>-<last>.1     further parts of it
     <folder>/patches              the rows of table `patch`, as of the newest epochs
     <folder>/marks                the marks that this data directory knows as its own: `identity`
+    <folder>/parent               the row of the epoch from which on the files go on, after a
+                                  take-over: no file has that
 
 One round, and what a crash after each step leaves:
 
@@ -23,7 +25,8 @@ One round, and what a crash after each step leaves:
 So the database is never behind the files. If it is, somebody has put an old one in its place.
 
 An epoch is published only after its file is there, and the newest file that is published stays:
-it proves later that the remote's history is this machine's, up to its end. If files can't be
+it proves later that the remote's history is this machine's, up to its end. A new writer has none
+that is published, so the row of the epoch before its first one is kept instead. If files can't be
 written, as on a full disk, publishing goes on all the same; the remote is the better copy.
 
 A week without the server makes an epoch every four seconds. So where the newest files are many and
@@ -53,6 +56,7 @@ from syncer.exchange.rows import MAX_EPOCH, Rows
 from syncer.exchange.wire import (
     MAX_OBJECT_BYTES,
     MAX_PAYLOAD_BYTES,
+    Epoch,
     Segment,
     check_part,
     decode_part,
@@ -69,8 +73,9 @@ log = logging.getLogger(__name__)
 
 #: So many of the newest files, each no larger than twice the later ones together, become one.
 _MERGED_FILES = 16
-_PATCHES = "patches"
+PATCHES = "patches"
 _MARKS = "marks"
+_PARENT = "parent"
 _LENGTH = struct.Struct("<I")
 _SECTION = struct.Struct("<QQ")
 """Of a section in `patches`: the epoch from which on it is right, and its bytes."""
@@ -101,6 +106,8 @@ class Journal:
         self._files = _tidy(folder)
         #: None: not known to be that of the newest file, so the next one is written anew.
         self._identity: Identity | None = None
+        #: The epoch that `parent` has, as far as this process knows.
+        self._parent = 0
         self._patches: dict[int, bytes] = {}
         #: What `patches` holds: those above each of these epochs.
         self._sections: dict[int, bytes] = {}
@@ -199,6 +206,7 @@ class Journal:
             replaced = self._to_merge(published)
             if replaced:
                 first = max(published + 1, replaced[0].first)
+            self._note_parent(reader, published, values["seed"])
             objects = segment_objects(reader, identity, first, closed, "", values["seed"])
             self._put(objects)
             kept = self._files[: len(self._files) - len(replaced)]
@@ -209,6 +217,18 @@ class Journal:
         # The newest published one stays, as the proof that the history is ours.
         self._remove(over[:-1])
         self._files = [file for file in self._files if file not in over[:-1]]
+
+    def _note_parent(self, reader: Reader, epoch: int, seed: int) -> None:
+        """Keep the row of the newest published epoch, unless a file has it."""
+        if epoch in (0, self._parent) or any(
+            file.first <= epoch <= file.last for file in self._files
+        ):
+            return
+        for row in reader.query(
+            "SELECT seq, machine, counter, time_ns FROM epoch WHERE seq = ?", (epoch,)
+        ):
+            self._put([(_PARENT, encode_envelope(b"PRNT", msgpack.packb(row), seed))])
+        self._parent = epoch
 
     def _read_identity(self) -> Identity | None:
         newest = self._files[-1]
@@ -289,7 +309,7 @@ class Journal:
             sections[closed] = data
         if sections != self._sections:
             parts = (_SECTION.pack(key, len(one)) + one for key, one in sections.items())
-            self._put([(_PATCHES, b"".join(parts))])
+            self._put([(PATCHES, b"".join(parts))])
             self._sections = sections
 
 
@@ -376,6 +396,14 @@ def read_marks(folder: Path) -> list[str]:
         return []
 
 
+def read_parent(folder: Path, seed: int) -> Epoch | None:
+    """The epoch from which on the files go on, where none of them has it."""
+    with contextlib.suppress(CorruptError, ValueError, TypeError):
+        payload = decode_envelope(b"PRNT", _read(folder / _PARENT), seed, MAX_PAYLOAD_BYTES)
+        return Epoch(*msgpack.unpackb(payload))
+    return None
+
+
 def read_patches(folder: Path, seed: int, newest: int) -> list[Patch]:
     """All rows of table `patch` above an epoch, the newest one there is. Raises CorruptError."""
     sections = _read_sections(folder)
@@ -383,7 +411,7 @@ def read_patches(folder: Path, seed: int, newest: int) -> list[Patch]:
     found: list[Patch] = []
     while data:
         if len(data) < _LENGTH.size:
-            raise CorruptError(f"{folder / _PATCHES} is damaged")
+            raise CorruptError(f"{folder / PATCHES} is damaged")
         end = _LENGTH.size + _LENGTH.unpack_from(data)[0]
         payload = decode_envelope(b"PTCH", data[_LENGTH.size : end], seed, MAX_PAYLOAD_BYTES)
         found += [tuple(row) for row in msgpack.unpackb(payload)]
@@ -392,7 +420,7 @@ def read_patches(folder: Path, seed: int, newest: int) -> list[Patch]:
 
 
 def _read_sections(folder: Path) -> dict[int, bytes]:
-    path = folder / _PATCHES
+    path = folder / PATCHES
     data = path.read_bytes() if path.exists() else b""
     found: dict[int, bytes] = {}
     while data:

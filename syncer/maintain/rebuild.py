@@ -8,12 +8,13 @@ them, else clean.
 **Whose it is.** The newest segment file says which machine of which generation wrote it. It is the
 writer still if four things are so: the newest claim on the role is that machine's in that
 generation; all marks of that machine on the remote (`exchange.identity`) are known here; a local
-file has the epoch with which the remote's history ends; and both say the same of this epoch. Then
-the remote's history is a beginning of what is here. If another machine has
-claimed the role since, what is not published is a branch that stays here: the base ends where the
-own generation does, and the role is "displaced". In every other case (no files, or a remote that
-knows more of this machine than its files do, as with a copied data directory), the database is
-that of a new machine, a follower; files of changes that do not fit are kept in `segments/unfit-N`.
+file has the epoch with which the remote's history ends, or after a take-over the one that says
+where the files go on; and both say the same of this epoch. Then the remote's history is a beginning
+of what is here. If another machine has claimed the role since, what is not published is a branch
+that stays here: the base ends where the own generation does, and the role is "displaced". In every
+other case (no files, or a remote that knows more of this machine than its files do, as with a
+copied data directory), the database is that of a new machine, a follower; files of changes that do
+not fit are kept in `segments/unfit-N`, and told as damage that is left.
 
 **What is lost**: what was done in the seconds since the last round of the committer. Block files
 that nothing names are given names in `lost+found` (`mending`).
@@ -40,10 +41,18 @@ from syncer.blocks.fetch import block_key
 from syncer.codec import BLOCK_BYTES
 from syncer.errors import CorruptError, FormatError, MissingError, SyncerError
 from syncer.exchange.incoming import Touched, check_touched, insert_epochs, insert_rows
-from syncer.exchange.journal import read_head, read_marks, read_patches, read_rows, spans
+from syncer.exchange.journal import (
+    PATCHES,
+    read_head,
+    read_marks,
+    read_parent,
+    read_patches,
+    read_rows,
+    spans,
+)
 from syncer.exchange.outgoing import Identity
 from syncer.exchange.recover import build_at, note_follower, publish_file, remove_database
-from syncer.exchange.rows import changed_keys, trim
+from syncer.exchange.rows import MAX_EPOCH, changed_keys, trim
 from syncer.exchange.writers import (
     Chain,
     RepositoryInfo,
@@ -79,6 +88,8 @@ class Rebuilt:
     """What could not be used, in words."""
     kept: str = ""
     """Where the damaged database is."""
+    set_aside: str = ""
+    """Where changes are that do not fit the history, and that nobody else may have."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +224,7 @@ class _Local:
         #: Of the newest file.
         self.identity: Identity | None = None
         self.marks = read_marks(folder)
+        self._parent = read_parent(folder, info.seed)
         #: No other data directory has left a mark under the same machine id.
         self.is_only = True
         for first, last in spans(folder):
@@ -228,7 +240,13 @@ class _Local:
                 self.identity = Identity(head.uuid, head.generation, head.machine)
 
     def goes_beyond(self, epoch: int) -> bool:
-        return any(last > epoch for _first, last, _path in self._paths)
+        """Whether there is anything that no epoch up to this one has."""
+        return any(last > epoch for _first, last, _path in self._paths) or self._has_patches()
+
+    def _has_patches(self) -> bool:
+        with contextlib.suppress(CorruptError):
+            return bool(read_patches(self._folder, self._seed, MAX_EPOCH))
+        return False
 
     def epoch(self, seq: int) -> tuple[int, int, int] | None:
         """The row of an epoch: (machine, counter, time_ns)."""
@@ -236,6 +254,8 @@ class _Local:
             if first <= seq <= last:
                 found = read_head(path, self._seed).epochs[seq - first]
                 return found.machine, found.counter, found.time_ns
+        if self._parent is not None and self._parent.seq == seq:
+            return self._parent.machine, self._parent.counter, self._parent.time_ns
         return None
 
     def apply(self, db: Database, done: Rebuilt, progress: Progress) -> None:
@@ -263,6 +283,8 @@ class _Local:
         done.newest = position
         if done.role != "follower":
             self._apply_patches(db, done)
+        elif self._has_patches():
+            self.unfit.append(self._folder / PATCHES)
 
     def unfit_from(self, first: int) -> bool:
         """Whether a file of an epoch at or before this one could not be used."""
@@ -426,4 +448,7 @@ def _set_aside(place: Place, paths: list[Path], done: Rebuilt) -> None:
             os.rename(found, aside / found.name)
     for block_id in blocks:
         place.cache.move(block_id, aside / f"block-{block_id.hex()}")
-    done.problems.append(f"changes that do not fit the history are kept in {aside}")
+    if paths:
+        done.set_aside = str(aside)
+    else:
+        done.problems.append(f"blocks that nothing names are kept in {aside}")

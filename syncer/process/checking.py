@@ -28,6 +28,7 @@ from syncer.process.repository import remote_of
 log = logging.getLogger(__name__)
 
 _DATABASE = "damaged database"
+_SET_ASIDE = "changes without a history"
 #: SQLite's own complaints that are told.
 _FAULTS = 20
 
@@ -91,6 +92,12 @@ class _Check:
             done = rebuild(place, remote, socket.gethostname(), self._tell, role)
         if done is None:
             return False
+        if done.set_aside:
+            self._report.found(
+                _SET_ASIDE,
+                f"changes that do not fit the server's history are kept in {done.set_aside};"
+                " nobody else may have them",
+            )
         for problem in done.problems:
             self._report.note(problem)
         self._report.note(
