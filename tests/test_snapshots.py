@@ -215,6 +215,21 @@ def test_who_asks_what_the_past_keeps_is_told_that_it_goes_on(
         commands_of(rig.engine)[command](asked, leave)
 
 
+@pytest.mark.parametrize("command", ["deleted", "diff"])
+def test_who_looks_for_changes_is_told_that_it_goes_on_where_there_are_none(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    for folder in (b"/one", b"/two"):
+        rig.vfs.mkdir(folder, 0o755, ME)
+        rig.write(folder + b"/file", b"content")
+    rig.engine.past.snapshot("then")
+    asked = {"path": "/", "first": "then", "second": "latest"}
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr("syncer.process.timemachine._LOOKED", 1)
+    assert commands_of(rig.engine)[command](asked, told.append) == {"count": 0}
+    assert len(told) >= 3 and all(state == {"items": []} for state in told)
+
+
 def test_other_words_are_symlinks_to_a_time(rig: Rig) -> None:
     rig.write(b"/a", b"1")
     rig.engine.past.snapshot("one")

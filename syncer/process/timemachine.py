@@ -30,6 +30,8 @@ Progress = Callable[[dict[str, Any]], None]
 #: Nodes that are restored in one transaction: other callers wait for some milliseconds.
 _BATCH = 256
 _ITEMS = 200
+#: What was looked at since it was last told that it goes on, though there was nothing to tell.
+_LOOKED = 10_000
 
 
 class TimeMachine:
@@ -134,10 +136,11 @@ class TimeMachine:
         top = self._present(path)
         if not top.is_dir:
             raise UsageError(f"{os.fsdecode(path)} is not a folder")
-        return _tell(self._removed(top, path.rstrip(b"/")), progress)
+        return _tell(self._removed(top, path.rstrip(b"/"), progress), progress)
 
-    def _removed(self, top: Node, path: bytes) -> Iterator[dict[str, Any]]:
+    def _removed(self, top: Node, path: bytes, progress: Progress) -> Iterator[dict[str, Any]]:
         waiting = [(top.id, path)]
+        looked = 0
         while waiting:
             directory, above = waiting.pop()
             for gone in self._history.removed(directory):
@@ -151,6 +154,9 @@ class TimeMachine:
                         "is_folder": node.is_dir,
                     }
             for name, node in self._history.walk(directory, self._moments.latest()):
+                looked += 1
+                if looked % _LOOKED == 0:
+                    progress({"items": []})
                 if node.is_dir:
                     waiting.append((node.id, above + b"/" + name))
 
@@ -159,17 +165,26 @@ class TimeMachine:
         "m" other attributes. Of a folder that is new or gone, only the folder itself."""
         self._close_epoch()
         epochs = self._moments.find(first), self._moments.find(second)
-        nodes = [self._history.find(path, epoch) for epoch in epochs]
-        if nodes[0] is None and nodes[1] is None:
+        old, new = (self._history.find(path, epoch) for epoch in epochs)
+        if old is None and new is None:
             raise MissingError(f"{os.fsdecode(path)} was there at neither moment")
-        return _tell(self._differences(path.rstrip(b"/"), nodes[0], nodes[1], epochs), progress)
+        return _tell(self._differences(path.rstrip(b"/"), old, new, epochs, progress), progress)
 
     def _differences(
-        self, path: bytes, old: Node | None, new: Node | None, epochs: tuple[int, int]
+        self,
+        path: bytes,
+        old: Node | None,
+        new: Node | None,
+        epochs: tuple[int, int],
+        progress: Progress,
     ) -> Iterator[dict[str, Any]]:
         waiting = [(path, old, new)]
+        looked = 0
         while waiting:
             path, old, new = waiting.pop()
+            looked += 1
+            if looked % _LOOKED == 0:
+                progress({"items": []})
             if kind := self._difference(old, new, epochs):
                 shown = new or old
                 assert shown is not None
