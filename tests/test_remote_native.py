@@ -12,7 +12,7 @@ import paramiko
 import pytest
 
 from syncer.errors import LoginError, OfflineError, SyncerError
-from syncer.remote import Location
+from syncer.remote import Location, parse
 from syncer.remote.native import KINDS, ParamikoStream, read_config, translated
 
 MODULES_OF_OTHER_SYSTEMS = {"paramiko._winapi", "paramiko.win_pageant", "paramiko.win_openssh"}
@@ -39,16 +39,16 @@ def test_every_exception_of_paramiko_is_mapped() -> None:
 def test_no_exception_of_paramiko_gets_out(kind: type[Exception]) -> None:
     # Each has a constructor of its own; none of them matters here, and neither does its text.
     made = type("Made", (kind,), {"__init__": lambda self: None, "__str__": lambda self: "why"})
-    with pytest.raises(SyncerError, match="box"), translated("box"):
+    with pytest.raises(SyncerError, match="box"), translated(parse("box:")):
         raise made
 
 
 def test_a_server_that_takes_no_key_and_one_that_is_away_differ() -> None:
-    with pytest.raises(LoginError, match="ssh-copy-id"), translated("box"):
+    with pytest.raises(LoginError, match="ssh-copy-id"), translated(parse("box:")):
         raise paramiko.AuthenticationException("Authentication failed.")
-    with pytest.raises(LoginError), translated("box"):
+    with pytest.raises(LoginError), translated(parse("box:")):
         raise paramiko.SSHException("No authentication methods available")
-    with pytest.raises(OfflineError, match="refused"), translated("box"):
+    with pytest.raises(OfflineError, match="refused"), translated(parse("box:")):
         raise ConnectionRefusedError(111, "Connection refused")
 
 
@@ -56,7 +56,7 @@ def test_a_server_that_takes_no_key_and_one_that_is_away_differ() -> None:
     "text", ["Authentication failed: transport shut down or saw EOF", "Authentication timeout."]
 )
 def test_a_line_that_was_cut_during_the_login_refuses_no_key(text: str) -> None:
-    with pytest.raises(OfflineError), translated("host"):
+    with pytest.raises(OfflineError), translated(parse("host:")):
         raise paramiko.AuthenticationException(text)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from syncer.errors import HostKeyError, LoginError, OfflineError
+from syncer.errors import AccessError, HostKeyError, LoginError, OfflineError
 from syncer.remote import open_remote, parse, ssh
 from syncer.remote.child import ChildSocket
 from syncer.remote.connection import DroppedError
@@ -48,16 +48,37 @@ Host key verification failed.
             OfflineError,
             "can't reach box: connect to host box port 22: Connection refused",
         ),
-        ("subsystem request failed on channel 0\r\n", OfflineError, "subsystem request failed"),
+        ("subsystem request failed on channel 0\r\n", AccessError, "box offers no SFTP"),
         ("Connection to box closed by remote host.\r\n", DroppedError, "ended"),
         ("", DroppedError, "ended"),
     ],
 )
 def test_what_ssh_says_becomes_our_error(messages: str, kind: type[Exception], text: str) -> None:
-    error = explain(messages, "box")
+    error = explain(messages, parse("box:"))
     assert type(error) is kind
     assert text in str(error)
     assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("messages", "advice"),
+    [
+        ("Host key verification failed.\r\n", "'ssh -p 22922 me@::1' once"),
+        ("me@::1: Permission denied (publickey).\r\n", "make 'ssh -p 22922 me@::1' work"),
+        (CHANGED, "run 'ssh-keygen -R \"[::1]:22922\"', then 'ssh -p 22922 me@::1' once"),
+    ],
+)
+def test_the_advice_names_the_user_and_the_port(tmp_path: Path, messages: str, advice: str) -> None:
+    (tmp_path / "config").touch()
+    error = explain(messages, parse("sftp://me@[::1]:22922/x"), tmp_path / "config")
+    assert advice in str(error)
+
+
+def test_the_advice_names_the_host_as_the_list_of_known_ones_does(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text("Host box\nHostName 127.0.0.1\nPort 2222\nHost other\nHostKeyAlias its-key\n")
+    assert """-R "[127.0.0.1]:2222\"'""" in str(explain(CHANGED, parse("box:"), config))
+    assert "-R its-key'" in str(explain(CHANGED, parse("other:"), config))
 
 
 def test_the_host_can_not_be_taken_for_an_option() -> None:

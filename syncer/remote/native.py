@@ -29,7 +29,7 @@ from .base import Data
 from .child import ChildSocket
 from .connection import DroppedError
 from .location import Location, parse
-from .ssh import changed_key, refused_login, unknown_key
+from .ssh import changed_key, name_with_port, refused_login, unknown_key
 
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 """Preferred to paramiko's order: they need no separate checksum, at a third less processor time."""
@@ -60,7 +60,7 @@ class ParamikoStream:
 
     def open(self) -> None:
         try:
-            with translated(self._location.host):
+            with translated(self._location):
                 self._log_in()
         except BaseException:
             self._opened.close()
@@ -179,22 +179,25 @@ class _Dialer:
         client: Any = paramiko.SSHClient()  # its type stubs know of one key file only
         self._opened.add(client.close)
         _load_known_hosts(client, options)
-        client.set_missing_host_key_policy(_RefuseUnknown(location.host))
-        client.connect(
-            # With a connection at hand, name and port only serve to look up the host's key.
-            alias or host,
-            22 if alias else port,
-            location.user or options.get("user"),
-            sock=self._connection(host, port, options, jumps),
-            key_filename=[key for key in keys if os.path.isfile(key)],
-            look_for_keys=not keys,
-            allow_agent=not only_these and options.get("identityagent") != "none",
-            timeout=self._timeout_seconds,
-            banner_timeout=self._timeout_seconds,
-            auth_timeout=self._timeout_seconds,
-            channel_timeout=self._timeout_seconds,
-            transport_factory=_transport,
-        )
+        client.set_missing_host_key_policy(_RefuseUnknown(location))
+        try:
+            client.connect(
+                # With a connection at hand, name and port only serve to look up the host's key.
+                alias or host,
+                22 if alias else port,
+                location.user or options.get("user"),
+                sock=self._connection(host, port, options, jumps),
+                key_filename=[key for key in keys if os.path.isfile(key)],
+                look_for_keys=not keys,
+                allow_agent=not only_these and options.get("identityagent") != "none",
+                timeout=self._timeout_seconds,
+                banner_timeout=self._timeout_seconds,
+                auth_timeout=self._timeout_seconds,
+                channel_timeout=self._timeout_seconds,
+                transport_factory=_transport,
+            )
+        except ssh_exception.BadHostKeyException as error:
+            raise changed_key(location, alias or name_with_port(host, port)) from error
         client.get_transport().set_keepalive(KEEPALIVE_SECONDS)
         return client
 
@@ -250,11 +253,11 @@ def _transport(connection: Any, **options: Any) -> Any:
 class _RefuseUnknown(paramiko.MissingHostKeyPolicy):
     """The policy for hosts without a known key: as `ssh` in batch mode does it."""
 
-    def __init__(self, host: str) -> None:
-        self._host = host
+    def __init__(self, location: Location) -> None:
+        self._location = location
 
     def missing_host_key(self, client: Any, hostname: str, key: Any) -> None:
-        raise unknown_key(self._host)
+        raise unknown_key(self._location)
 
 
 @contextmanager
@@ -300,7 +303,7 @@ KINDS: dict[type[Exception], type[SyncerError]] = {
 
 
 @contextmanager
-def translated(host: str) -> Iterator[None]:
+def translated(location: Location) -> Iterator[None]:
     """Turn what paramiko raises while it connects into our errors."""
     try:
         yield
@@ -311,10 +314,11 @@ def translated(host: str) -> Iterator[None]:
             # The server has refused nothing: the line was cut in the middle of it.
             kind = OfflineError
         if kind is LoginError or reason == "No authentication methods available":
-            raise refused_login(host, reason) from error
+            raise refused_login(location, reason) from error
         if kind is HostKeyError:
-            raise changed_key(host) from error
-        raise OfflineError(f"can't reach {host}: {reason}") from error
+            # A known one that can't be read; of another one, the login tells.
+            raise changed_key(location, location.host) from error
+        raise OfflineError(f"can't reach {location.host}: {reason}") from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 import socket
 import struct
 import subprocess
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import HostKeyError, LoginError, OfflineError, SyncerError
+from ..errors import AccessError, HostKeyError, LoginError, OfflineError, SyncerError
 from .base import Data
 from .child import ChildSocket
 from .connection import DroppedError
@@ -136,7 +137,8 @@ class SshStream:
     ) -> None:
         """With `logins`, connections share one, unless the person has seen to that already."""
         self.name = str(location)
-        self._host = location.host
+        self._location = location
+        self._ssh_config = ssh_config
         login = logins.take() if logins else None
         # What `ssh` tells of its settings takes it as long as all else that a further session does.
         words = login.words if login else None
@@ -191,7 +193,7 @@ class SshStream:
         return self._child.is_running()
 
     def ending(self) -> SyncerError:
-        return explain(self._child.last_words(), self._host)
+        return explain(self._child.last_words(), self._location, self._ssh_config)
 
     def close(self) -> None:
         if self._login:
@@ -207,39 +209,67 @@ def _timeval(seconds: float) -> bytes:
     return struct.pack("@qq" if is_wide else "@ll", whole, rest)
 
 
-def explain(messages: str, host: str) -> SyncerError:
+def explain(messages: str, location: Location, ssh_config: Path | None = None) -> SyncerError:
     """Make an error of what `ssh` printed before it ended."""
+    host = location.host
     lines = [line.strip() for line in messages.splitlines() if line.strip()]
     if re.search(r"IDENTIFICATION HAS CHANGED|host key .* has changed", messages, re.IGNORECASE):
-        return changed_key(host)
+        return changed_key(location, known_name(location, ssh_config))
     if re.search(r"Host key verification failed|No .* host key is known", messages):
-        return unknown_key(host)
+        return unknown_key(location)
     if re.search(r"Permission denied \(|Too many authentication failures", messages):
-        return refused_login(host, lines[-1])
+        return refused_login(location, lines[-1])
+    if "subsystem request failed" in messages:
+        return AccessError(f"{host} offers no SFTP; whoever runs it can turn it on")
     if not lines or re.search(r"closed by remote host|client_loop: send disconnect", messages):
         return DroppedError(f"the connection to {host} ended")
     return OfflineError(f"can't reach {host}: {lines[-1].removeprefix('ssh: ')}")
 
 
-def unknown_key(host: str) -> HostKeyError:
+def login_command(location: Location) -> str:
+    """How a person logs in there."""
+    port = [] if location.port is None else ["-p", str(location.port)]
+    user = "" if location.user is None else f"{location.user}@"
+    return shlex.join(["ssh", *port, f"{user}{location.host}"])
+
+
+def known_name(location: Location, ssh_config: Path | None) -> str:
+    """What the list of known hosts calls it."""
+    told = _told("-G", *_whom(location, ssh_config), "--", location.host)
+    settings = dict(line.split(" ", 1) for line in told.splitlines() if " " in line)
+    if (alias := settings.get("hostkeyalias", "none")) != "none":
+        return alias
+    port = int(settings.get("port", location.port or 22))
+    return name_with_port(settings.get("hostname", location.host), port)
+
+
+def name_with_port(host: str, port: int) -> str:
+    """A host as the list of known hosts has it."""
+    return host if port == 22 else f"[{host}]:{port}"
+
+
+def unknown_key(location: Location) -> HostKeyError:
     """The error for a host that was never seen before."""
     return HostKeyError(
-        f"the host key of {host} is not known: run 'ssh {host}' once, compare the fingerprint"
-        " and accept it"
+        f"the host key of {location.host} is not known: run '{login_command(location)}' once,"
+        " compare the fingerprint and accept it"
     )
 
 
-def changed_key(host: str) -> HostKeyError:
-    """The error for a host that shows another key than it did before."""
+def changed_key(location: Location, known: str) -> HostKeyError:
+    """The error for a host that shows another key than it did before, under the name `known`."""
+    # A shell would take brackets for a pattern.
+    quoted = f'"{known}"' if "[" in known else known
     return HostKeyError(
-        f"the host key of {host} has changed: someone may be listening in; if the change is"
-        f" expected, run 'ssh-keygen -R {host}', then 'ssh {host}' once and accept the new key"
+        f"the host key of {location.host} has changed: someone may be listening in; if the change"
+        f" is expected, run 'ssh-keygen -R {quoted}', then"
+        f" '{login_command(location)}' once and accept the new key"
     )
 
 
-def refused_login(host: str, reason: str) -> LoginError:
+def refused_login(location: Location, reason: str) -> LoginError:
     """The error for a server that accepts none of our keys."""
     return LoginError(
-        f"{host} accepted no key ({reason}): make 'ssh {host}' work without a password,"
-        " for example with ssh-copy-id"
+        f"{location.host} accepted no key ({reason}): make '{login_command(location)}' work without"
+        " a password, for example with ssh-copy-id"
     )
