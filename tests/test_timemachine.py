@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -191,6 +192,30 @@ def test_what_was_removed_is_listed_with_a_moment_to_restore_it_from(mount: Moun
     mount.run("restore", mount.path / "folder" / "gone", "--at", moment)
     assert (mount.path / "folder" / "gone").read_bytes() == b"gone"
     assert mount.run("deleted", mount.path) == ""
+
+
+def test_the_past_of_a_folder_that_is_gone_can_be_asked_about(mount: Mount) -> None:
+    folder = mount.path / "2024" / "sub"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "1.txt").write_bytes(b"one")
+    (folder / "deep" / "2.txt").write_bytes(b"two")
+    mount.run("snapshot", mount.path, "before")
+    shutil.rmtree(folder)
+    lines = mount.run("deleted", mount.path, "2024/sub").splitlines()
+    assert [line.split()[-1] for line in lines] == ["/2024/sub/1.txt", "/2024/sub/deep"]
+    assert mount.run("deleted", mount.path, "2024/sub/deep").split()[-1] == "/2024/sub/deep/2.txt"
+    assert "3 B" in mount.run("versions", folder / "1.txt")
+    assert "3 B" in mount.run("versions", folder / "deep" / "2.txt")
+    with pytest.raises(CommandError, match=r"/2024/sub does not exist now; restore that"):
+        mount.run("restore", folder / "1.txt", "--at", "before")
+    for words in (["deleted", mount.path, "never"], ["versions", folder / "never" / "x"]):
+        with pytest.raises(CommandError, match="never was"):
+            mount.run(*words)
+    with pytest.raises(CommandError, match="is not a folder"):
+        mount.run("deleted", mount.path, "2024/sub/1.txt")
+    back = mount.path / "back"
+    mount.run("restore", folder / "1.txt", "--at", "before", "--to", back)
+    assert back.read_bytes() == b"one"
 
 
 def test_versions_follow_a_renamed_file_and_a_replaced_name(mount: Mount) -> None:

@@ -115,8 +115,8 @@ class TimeMachine:
     def versions(self, path: bytes) -> dict[str, Any]:
         """The versions of what is or was at a path, oldest first; see `versions_of_name`."""
         self._close_epoch()
-        parent, name = self._place(path)
-        versions = self._history.versions_of_name(parent.id, name)
+        parent, name = self._place_of_then(path)
+        versions = self._history.versions_of_name(parent, name)
         if not versions:
             raise MissingError(f"{os.fsdecode(path)} is not there, and never was")
         return {"versions": [self._version(*version) for version in versions]}
@@ -131,15 +131,14 @@ class TimeMachine:
 
     def deleted(self, path: bytes, progress: Progress) -> dict[str, Any]:
         """Tell what is gone from a folder and those below it: the moment when it was last there,
-        its path and size. What only has another name now, or was replaced, is not gone."""
+        its path and size. What only has another name now, or was replaced, is not gone. The folder
+        may be gone itself."""
         self._close_epoch()
-        top = self._present(path)
-        if not top.is_dir:
-            raise UsageError(f"{os.fsdecode(path)} is not a folder")
+        top = self._last(path)
         return _tell(self._removed(top, path.rstrip(b"/"), progress), progress)
 
-    def _removed(self, top: Node, path: bytes, progress: Progress) -> Iterator[dict[str, Any]]:
-        waiting = [(top.id, path)]
+    def _removed(self, top: int, path: bytes, progress: Progress) -> Iterator[dict[str, Any]]:
+        waiting = [(top, path)]
         looked = 0
         while waiting:
             directory, above = waiting.pop()
@@ -391,8 +390,32 @@ class TimeMachine:
                 number = self._tree.lookup(number, part)
         node = None if number is None else self._tree.node(number)
         if node is None:
-            raise MissingError(f"{os.fsdecode(path)} does not exist now")
+            raise MissingError(
+                f"{os.fsdecode(path)} does not exist now; restore that, or name another place: --to"
+            )
         return node
+
+    # Paths of then
+
+    def _place_of_then(self, path: bytes) -> tuple[int, bytes]:
+        """The number of the directory that holds or last held the last part, and that part."""
+        above, _, name = path.rstrip(b"/").rpartition(b"/")
+        if not name:
+            raise UsageError("the top folder has no name of its own; name something in it")
+        return self._last(above), name
+
+    def _last(self, path: bytes) -> int:
+        """The number of the directory that is or last was at a path."""
+        number = ROOT
+        for part in filter(None, path.split(b"/")):
+            lives = self._history.lives(number, part)
+            if not lives:
+                raise MissingError(f"{os.fsdecode(path)} is not there, and never was")
+            number = lives[-1].node
+        versions = self._history.versions(number)
+        if versions and not versions[-1].node.is_dir:
+            raise UsageError(f"{os.fsdecode(path)} is not a folder")
+        return number
 
 
 def _tell(items: Iterator[dict[str, Any]], progress: Progress) -> dict[str, Any]:
