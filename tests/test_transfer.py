@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -524,6 +525,17 @@ def fill(work: Work, limit_bytes: int) -> None:
         number += 1
 
 
+def test_a_disk_without_room_is_told_before_somebody_waits(tmp_path: Path) -> None:
+    work = Work(tmp_path)
+    assert work.transfer.status().waiting == ""
+    budget = work.cache.budget
+    budget.set_limits(budget.limit_bytes, 1 << 60)
+    told = work.transfer.status().waiting
+    assert re.fullmatch("the local disk has less than [0-9]+ MB free; free some space", told)
+    budget.set_limits(budget.limit_bytes, 0)
+    assert work.transfer.status().waiting == ""
+
+
 def test_a_writer_waits_for_uploads_and_is_told_why(tmp_path: Path) -> None:
     limit_bytes = 8 << 20
     work = Work(tmp_path, limit_bytes=limit_bytes)
@@ -533,7 +545,8 @@ def test_a_writer_waits_for_uploads_and_is_told_why(tmp_path: Path) -> None:
     writer = threading.Thread(target=work.write, args=(content(1, BLOCK_BYTES),))
     writer.start()
     wait_for(lambda: bool(work.transfer.status().waiting))
-    assert work.transfer.status().waiting == "waiting for room: 9 MB not yet uploaded"
+    told = work.transfer.status().waiting
+    assert told == "the limit of 8 MB is full of what is not uploaded yet"
     work.remote.go_online()
     writer.join(20)
     assert not writer.is_alive()

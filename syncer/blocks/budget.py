@@ -144,12 +144,28 @@ class Budget:
         return max(self._limit_bytes // 20, min(64_000_000, self._limit_bytes // 16))
 
     def _why(self) -> str:
-        counted = self._used_bytes + self._reserved_bytes + self._inline_bytes
-        if self._free_bytes - self._min_free_bytes < self._limit_bytes - counted:
-            floor = self._min_free_bytes // 1_000_000
-            return f"the local disk has less than {floor} MB free; free some space"
         limit = self._limit_bytes // 1_000_000
-        return f"the limit of {limit} MB is full of data that can't be uploaded; see status"
+        full = f"the limit of {limit} MB is full of data that can't be uploaded; see status"
+        return self._why_of_disk() or full
+
+    def _why_of_disk(self) -> str:
+        """The reason, if the disk leaves less room than the limit does."""
+        counted = self._used_bytes + self._reserved_bytes + self._inline_bytes
+        if self._free_bytes - self._min_free_bytes >= self._limit_bytes - counted:
+            return ""
+        floor = self._min_free_bytes // 1_000_000
+        return f"the local disk has less than {floor} MB free; free some space"
+
+    def shortage(self) -> str:
+        """Why writers wait for room, or would if there were any; "" if there is room."""
+        with self._changed:
+            if not self._waiting and self._room() > 0:
+                return ""
+            if why := self._why_of_disk():
+                return why
+            limit = self._limit_bytes // 1_000_000
+            full = f"the limit of {limit} MB is full of what is not uploaded yet"
+            return full if self._waiting else ""
 
     def keep(self, size_bytes: int) -> None:
         """Turn a reservation into use."""

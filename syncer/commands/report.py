@@ -35,7 +35,7 @@ STATUS_KEYS = {
     "pinned_limit_bytes": "how much may be pinned; the rest of the limit is left for work",
     "unpinnable_bytes": "what pins reach beyond that; it is kept like everything else",
     "pins_error": 'why not all that is pinned is local; "" if nothing hinders it',
-    "waiting": 'why writers wait; "" if none does',
+    "waiting": 'why writers wait, or would have to; "" if there is room',
     "metadata_bytes": "size of the metadata on the local disk; it comes on top of the limit",
     "files": "files, folders and all else in the collection",
     "file_bytes": "total size of the files",

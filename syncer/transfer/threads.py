@@ -50,7 +50,7 @@ class TransferStatus:
     fetched_bytes: int
     evicted_blocks: int
     waiting: str
-    """Why writers wait; empty while none does."""
+    """Why writers wait, or would; empty while there is room."""
     worker_failures: int
     last_worker_failure: str
 
@@ -168,10 +168,6 @@ class Transfer:
         usage, budget = self._blocks.usage(), self._blocks.cache.budget
         fetched, uses = self._blocks.fetcher.fetched, self._blocks.cache.uses
         failures, last_failure = self._crew.failures
-        waiting = ""
-        if budget.waiting:
-            megabytes = -(-usage.dirty_bytes // 1_000_000)
-            waiting = f"waiting for room: {megabytes} MB not yet uploaded"
         return TransferStatus(
             uploads=self.uploads.status(),
             dirty_blocks=usage.dirty_blocks,
@@ -184,7 +180,7 @@ class Transfer:
             fetched_blocks=fetched.blocks,
             fetched_bytes=fetched.content_bytes,
             evicted_blocks=self._blocks.evicted_blocks,
-            waiting=waiting,
+            waiting=budget.shortage(),
             worker_failures=failures,
             last_worker_failure=last_failure,
         )
