@@ -617,6 +617,13 @@ def test_the_first_line_is_the_answer(changes: dict[str, object], expected: str)
     assert report.status_lines({**STATE, **changes})[0] == expected
 
 
+def test_a_displaced_writer_is_told_how_to_get_at_what_only_it_has() -> None:
+    changes = {"role": "displaced", "writer": "desktop", "stranded_changes": 2}
+    text = "\n".join(report.status_lines({**STATE, **changes}))
+    assert "syncer export /home/a/data FOLDER writes" in text
+    assert "syncer export" not in "\n".join(report.status_lines(STATE))
+
+
 def test_trouble_is_shown_in_words() -> None:
     trouble = {
         "waiting": "1.2 GB wait for the server",

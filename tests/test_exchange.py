@@ -997,7 +997,7 @@ def test_taking_over_displaces_the_writer(
     assert phone.names() == {b"a", b"published before", b"by desktop"}
     assert_same_history(desktop, phone)
     assert_same_history(desktop, machines("tablet"))
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="syncer export"):
         laptop.exchange.take_over()
     laptop.reopen()
     assert laptop.exchange.role == "displaced"

@@ -85,6 +85,9 @@ def status_lines(status: dict[str, Any]) -> list[str]:
     lines = [_answer(status), f"  mount     {_place(status)}", f"  remote    {_remote(remote)}"]
     if status["role"] != "writer":
         lines.append(f"  role      {_role(status)}")
+    if status["role"] == "displaced" and status["stranded_changes"]:
+        export = shlex.join(["syncer", "export", status["data"], "FOLDER"])
+        lines.append(f"  stranded  {export} writes what is only here into a folder")
     if not status["safe"] and not _is_unknown(status):
         lines.append(f"  waiting   {_dirty(status)}")
     lines += [f"  cache     {_cache(status)}", f"  reads     {_reads(status)}"]

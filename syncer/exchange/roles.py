@@ -368,8 +368,8 @@ class Exchange:
                 return
             if self.role == "displaced":
                 raise UsageError(
-                    "this data directory has changes that are not in the repository's history;"
-                    " make a new clone to take over"
+                    "this data directory has changes that are not in the repository's history:"
+                    " syncer export writes them into a folder; make a new clone to take over"
                 )
             if not self._identity.is_marked:
                 self._is_identified = False
