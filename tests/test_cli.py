@@ -7,16 +7,20 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from syncer import libfuse
-from syncer.commands import cli, parser, report
+from syncer.commands import cli, parser, report, target
 from syncer.config import Config
-from syncer.errors import UsageError
+from syncer.errors import BusyError, UsageError
 from syncer.process import mounting, mounts
+from syncer.process.control import ControlServer
+from syncer.process.folder import DataFolder
 from syncer.remote import parse
 from syncer.values import size
 from tests.processes import command, contents, environment, run
@@ -470,6 +474,68 @@ def test_what_is_another_users_is_not_changed_by_root(capsys: pytest.CaptureFixt
     assert {path: path.stat().st_uid for path in Path("data").rglob("*")} == owners
 
 
+def test_a_remote_that_is_a_file(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    (folder / "file").write_text("text")
+    for words in (["init", "data", "file"], ["clone", "data", "file"]):
+        assert "file is not a folder" in fails(capsys, 10, *words)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_command_waits_for_another_one_a_little(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["init", "data", "remote"]) == 0
+    place = DataFolder(Path("data"))
+    with monkeypatch.context() as patch:
+        patch.setattr("syncer.process.folder._COMMAND_SECONDS", 0.1)
+        with place.lock():
+            told = fails(capsys, 12, "status", "data")
+        assert re.search(rf"another syncer command \(process {os.getpid()}\).*try again", told)
+    waits = threading.Event()
+
+    def sleep(seconds: float) -> None:
+        waits.set()
+        ended.wait(10)
+
+    ended = threading.Event()
+    monkeypatch.setattr("syncer.process.folder.time.sleep", sleep)
+    with ThreadPoolExecutor(1) as threads:
+        with place.lock():
+            status = threads.submit(cli.main, ["snapshots", "data"])
+            assert waits.wait(10)
+        ended.set()
+        assert status.result(30) == 0
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_command_finds_a_mount_that_has_just_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = DataFolder(Path("data"))
+    place.path.mkdir()
+    server = ControlServer(place.socket, {"status": lambda given, progress: {"found": True}})
+
+    def begin(*words: object) -> None:
+        server.start()
+        raise BusyError("it has the directory")
+
+    monkeypatch.setattr("syncer.commands.target.run_here", begin)
+    try:
+        assert target.ask(place, "status", target.no_progress) == {"found": True}
+    finally:
+        server.stop()
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_fetch_that_left_something_out_says_so_by_its_exit_status(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert cli.main(["init", "data", "remote"]) == 0
+    done = {"files": 2, "blocks": 1, "bytes": 9, "skipped_files": 1, "skipped_bytes": 10**9}
+    monkeypatch.setattr("syncer.commands.moving.ask", lambda *words, **more: done)
+    assert cli.main(["fetch", "data"]) == 6
+    done["skipped_files"] = 0
+    assert cli.main(["fetch", "data"]) == 0
+
+
 @pytest.mark.usefixtures("folder")
 def test_a_target_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ("status nowhere", "flush mnt", "evict nowhere", "fetch nowhere", "config mnt"):
@@ -622,6 +688,10 @@ def test_a_displaced_writer_is_told_how_to_get_at_what_only_it_has() -> None:
     text = "\n".join(report.status_lines({**STATE, **changes}))
     assert "syncer export /home/a/data FOLDER writes" in text
     assert "syncer export" not in "\n".join(report.status_lines(STATE))
+
+
+def test_one_is_not_called_many() -> None:
+    assert "1 file or folder," in "\n".join(report.status_lines({**STATE, "files": 1}))
 
 
 def test_trouble_is_shown_in_words() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from syncer.commands import progress, report
 from syncer.commands.target import ask, by_folder, no_progress, resolve
-from syncer.errors import UsageError
+from syncer.errors import LocalFullError, UsageError
 from syncer.process import mounts
 from syncer.process.folder import DataFolder
 
@@ -49,11 +49,14 @@ def evict(arguments: argparse.Namespace) -> int:
 
 def fetch(arguments: argparse.Namespace) -> int:
     """``syncer fetch``"""
+    exit_code = 0
     for folder, paths in by_folder(arguments.paths).items():
         with progress.fetch_counter() as show:
             done = ask(folder, "fetch", show, paths=paths)
         print(report.fetched(done))
-    return 0
+        if done["skipped_files"]:
+            exit_code = LocalFullError.exit_code
+    return exit_code
 
 
 def pin(arguments: argparse.Namespace) -> int:

@@ -258,7 +258,7 @@ def _add_moving(add: _Add) -> None:
         "PATH...",
         "fetch files, and all in folders, for reading without the server",
         "syncer fetch mnt/2024/island",
-        "They stay until other data needs the room.",
+        "They stay until other data needs the room. Ends with exit code 6 if some did not fit.",
     )
     pin = add(
         "moving",

@@ -183,7 +183,8 @@ def _reads(status: dict[str, Any]) -> str:
 
 
 def _holds(status: dict[str, Any]) -> str:
-    held = f"{status['files']:,} files and folders, {size(status['file_bytes'])}"
+    count = _count(status["files"], "file or folder", "files and folders")
+    held = f"{count}, {size(status['file_bytes'])}"
     return f"{held}; {size(status['metadata_bytes'])} of metadata"
 
 

@@ -7,12 +7,13 @@ scripts call commands often, and would wait for it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from syncer.errors import MissingError, UsageError
+from syncer.errors import BusyError, MissingError, UsageError
 from syncer.process import control, mounts
 from syncer.process.control import NoProcessError, Progress
 from syncer.process.folder import DataFolder
@@ -55,7 +56,14 @@ def ask(
     try:
         return control.call(folder.socket, command, arguments, on_progress)
     except NoProcessError:
+        pass
+    try:
         return run_here(folder, command, on_progress, **arguments)
+    except BusyError:
+        # Whoever has it may be a mount that was just beginning.
+        with contextlib.suppress(NoProcessError):
+            return control.call(folder.socket, command, arguments, on_progress)
+        raise
 
 
 def run_here(

@@ -28,6 +28,8 @@ from pathlib import Path
 from syncer.errors import AccessError, BusyError, ForeignError, MissingError
 
 _POLL_SECONDS = 0.05
+#: Most commands need less.
+_COMMAND_SECONDS = 5.0
 
 
 class DataFolder:
@@ -93,7 +95,8 @@ class DataFolder:
         """Hold the directory for this process.
 
         Raises BusyError if another one does for so long, MissingError if there is no directory,
-        AccessError if it belongs to another user.
+        AccessError if it belongs to another user. A process that has mounted it is waited for no
+        longer than that, and one that runs a command at least for some seconds.
         """
         self.check_owner()
         try:
@@ -103,15 +106,19 @@ class DataFolder:
         except OSError as error:
             raise AccessError(f"{self.lock_file}: {error.strerror}") from error
         try:
-            deadline = time.monotonic() + patience_seconds
+            began = time.monotonic()
             while not _is_locked(descriptor):
-                if time.monotonic() < deadline:
+                is_mounted = self.socket.exists()
+                least_seconds = 0.0 if is_mounted else _COMMAND_SECONDS
+                if time.monotonic() < began + max(patience_seconds, least_seconds):
                     time.sleep(_POLL_SECONDS)
                     continue
-                pid = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+                pid = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "?"
                 raise BusyError(
-                    f"{self.path} is in use by process {pid or '?'}; unmount it first"
-                ) from None
+                    f"{self.path} is in use by process {pid}; unmount it first"
+                    if is_mounted
+                    else f"another syncer command (process {pid}) works on {self.path}; try again"
+                )
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
             yield

@@ -385,7 +385,12 @@ class FileRemote(Remote):
         return self._run(lambda files: files.usage())
 
     def check(self) -> None:
-        self._run(_look_at_root, forced=True, urgent=True)
+        def look(files: Files) -> None:
+            with suppress(MissingError):
+                if not files.stat("").is_folder:
+                    raise ForeignError(f"{self.name} is not a folder")
+
+        self._run(look, forced=True, urgent=True)
 
     def is_empty(self) -> bool:
         def is_empty(files: Files) -> bool:
@@ -404,11 +409,6 @@ def _is_temporary(status: FileStatus) -> bool:
     """Whether it is what an upload that was cut short has left."""
     name = re.fullmatch(rf"[0-9a-f]{{{2 * _NAME_BYTES}}}", status.name)
     return status.is_file and name is not None
-
-
-def _look_at_root(files: Files) -> None:
-    with suppress(MissingError):
-        files.stat("")
 
 
 def _entry(status: FileStatus) -> Entry:
