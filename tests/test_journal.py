@@ -183,6 +183,30 @@ def test_only_what_is_wanted_and_whole_is_taken_from_a_file(
     assert not writer.journal.objects(identity, 1, closed, "")
 
 
+@pytest.mark.parametrize("place", [4, 5, 8, -1])
+def test_a_changed_file_stops_nothing_and_is_made_anew(writer: Writer, place: int) -> None:
+    """Its version as well, which is that of a newer syncer then."""
+    for number in range(3):
+        closed = writer.epoch(number)
+        writer.journal.write(closed)
+    identity = Identity(_UUID, writer.db.get_meta("generation"), writer.db.get_meta("machine"))
+    path = writer.segments / f"{closed:016x}-{closed:016x}"
+    whole = path.read_bytes()
+    changed = bytearray(whole)
+    changed[place] ^= 1
+    path.write_bytes(changed)
+    assert not writer.journal.objects(identity, closed, closed, "")
+    writer.journal.write(writer.epoch(3))
+    # A start finds it as the newest one.
+    (writer.segments / f"{closed + 1:016x}-{closed + 1:016x}").unlink()
+    again = Journal(writer.db, writer.segments)
+    assert not again.objects(identity, closed, closed, "")
+    again.write(closed + 1)
+    assert spans(writer.segments) == [(1, closed + 1)]
+    rows = [read_rows(found, _SEED) for found in writer.segments.glob("*-*")]
+    assert [len(segment.epochs) for segment, _ in rows] == [closed + 1]
+
+
 def test_a_file_that_is_published_in_part_adds_the_rest(writer: Writer, tmp_path: Path) -> None:
     for number in range(10):
         closed = writer.epoch(number)

@@ -180,6 +180,26 @@ def test_small_rewrites_that_are_not_in_blocks_yet_are_rebuilt(place: Place) -> 
     assert place.read_all() == place.files
 
 
+@pytest.mark.parametrize("offset", [24, 40, -1])
+def test_small_rewrites_that_are_damaged_do_not_stop_a_rebuilding(
+    place: Place, offset: int
+) -> None:
+    """Not even in the version that they say they are of: see `decode_envelope`."""
+    with place.engine() as engine:
+        handle = engine.vfs.open(b"/album/2024/island", os.O_RDWR)
+        engine.vfs.write(handle, memoryview(b"rewritten"), 1000)
+        engine.vfs.files.fsync(handle, engine.sync_metadata)
+        engine._committer.round()
+        data = bytearray((place.folder.segments / "patches").read_bytes())
+        engine.vfs.release(handle)
+    data[offset] ^= 1
+    (place.folder.segments / "patches").write_bytes(data)
+    place.folder.database.unlink()
+    found = place.fsck(repair=True)
+    assert found.state == "repaired" and found.notes
+    assert place.fsck(remote=True).state == "clean"
+
+
 @pytest.mark.expects_warnings
 def test_another_writer_since_then_keeps_what_was_not_published_apart(place: Place) -> None:
     clone = place.data.with_name("clone")

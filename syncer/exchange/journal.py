@@ -50,7 +50,7 @@ from typing import Any
 import msgpack  # type: ignore[import-untyped]
 
 from syncer.codec import decode_envelope, encode_envelope
-from syncer.errors import CorruptError, LocalFullError, PermanentError
+from syncer.errors import CorruptError, FormatError, LocalFullError, PermanentError
 from syncer.exchange.outgoing import Identity, segment_objects
 from syncer.exchange.rows import MAX_EPOCH, Rows
 from syncer.exchange.wire import (
@@ -141,7 +141,7 @@ class Journal:
         seed: int = self._db.get_meta("seed")
         key = segment_key(identity.machine, first, last)
         path = self._folder / _name(first, last)
-        with contextlib.suppress(CorruptError):
+        with contextlib.suppress(CorruptError, FormatError):
             head, digests = with_parent(_read(path), seed, (*identity, first, last), parent)
             objects = []
             for number, expected in enumerate(digests, 1):
@@ -232,7 +232,7 @@ class Journal:
 
     def _read_identity(self) -> Identity | None:
         newest = self._files[-1]
-        with contextlib.suppress(CorruptError, OSError):
+        with contextlib.suppress(CorruptError, FormatError, OSError):
             seed: int = self._db.get_meta("seed")
             segment = read_head(self._folder / _name(newest.first, newest.last), seed)
             return Identity(segment.uuid, segment.generation, segment.machine)
@@ -362,7 +362,7 @@ def spans(folder: Path) -> list[tuple[int, int]]:
 
 
 def read_head(path: Path, seed: int) -> Segment:
-    """The head of a local segment. Raises CorruptError."""
+    """The head of a local segment. Raises CorruptError, FormatError."""
     span = parse_span(path.name)
     data = _read(path)
     if span is None or len(data) < 40:
@@ -377,7 +377,7 @@ def read_head(path: Path, seed: int) -> Segment:
 
 
 def read_rows(path: Path, seed: int) -> tuple[Segment, Iterator[Rows]]:
-    """A local segment, and its rows: those of the head, then of each part. Raises CorruptError."""
+    """A local segment, and its rows: those of the head, then of each part; as `read_head`."""
     segment = read_head(path, seed)
 
     def rows() -> Iterator[Rows]:
@@ -405,7 +405,7 @@ def read_parent(folder: Path, seed: int) -> Epoch | None:
 
 
 def read_patches(folder: Path, seed: int, newest: int) -> list[Patch]:
-    """All rows of table `patch` above an epoch, the newest one there is. Raises CorruptError."""
+    """All rows of table `patch` above an epoch, the newest one there is; as `read_head`."""
     sections = _read_sections(folder)
     data = sections.get(max((epoch for epoch in sections if epoch <= newest), default=0), b"")
     found: list[Patch] = []

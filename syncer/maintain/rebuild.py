@@ -307,7 +307,7 @@ class _Local:
     def _apply_patches(self, db: Database, done: Rebuilt) -> None:
         try:
             patches = read_patches(self._folder, self._seed, done.newest)
-        except CorruptError as error:
+        except (CorruptError, FormatError) as error:
             done.problems.append(str(error))
             return
         with db.transaction():
