@@ -531,6 +531,33 @@ MUTATIONS = (
         "test_a_writer_whose_copy_begins_before_its_segment_has_a_name_counts_it_not",
     ),
     Mutation(
+        8, "small rewrites do not count as changes that the server lacks", "process/engine.py",
+        "len(self._contents.patched_nodes())", "0",
+        "test_stranded.py::"
+        "test_a_small_rewrite_that_only_this_computer_has_is_told_after_the_unmount",
+    ),
+    Mutation(
+        8, "where a new writer's local segment files go on is not kept", "exchange/journal.py",
+        '            self._note_parent(reader, published, values["seed"])\n', "",
+        "test_rebuild.py::test_a_new_writer_keeps_what_it_has_not_published",
+    ),
+    Mutation(
+        9, "a displaced writer that has small rewrites follows", "exchange/stranded.py",
+        " + (SELECT count(DISTINCT node) FROM patch)", "",
+        "test_stranded.py::"
+        "test_a_displaced_writer_whose_small_rewrites_are_stranded_does_not_follow",
+    ),
+    Mutation(
+        9, "a displaced writer goes on uploading", "transfer/uploads.py",
+        "        if not self._is_allowed:\n", "        if False:\n",
+        "test_stranded.py::test_blocks_that_only_stranded_changes_name_stay_here",
+    ),
+    Mutation(
+        9, "blocks that only a displaced writer names may be evicted", "exchange/roles.py",
+        "            self._keep_stranded()\n", "",
+        "test_stranded.py::test_blocks_that_only_stranded_changes_name_stay_here",
+    ),
+    Mutation(
         1, "a segment gets its name before its blocks have theirs", _PUBLISH,
         "            return first_unuploaded(reader, publication.first, publication.last) is None",
         "            return True",

@@ -165,6 +165,7 @@ def test_blocks_that_only_stranded_changes_name_stay_here(tmp_path: Path) -> Non
             assert not engine.status()["safe"]
     assert set(place.objects()) == published
     assert place.read_all() == place.files
+    assert place.fsck(remote=True).state == "clean"
 
 
 def test_blocks_that_can_not_be_fetched_when_it_is_displaced_are_fetched_later(
