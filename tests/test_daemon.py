@@ -643,3 +643,57 @@ def test_between_a_start_that_fails_and_the_end_no_request_is_served(
         check=False,
     )
     assert done.stdout.splitlines() == ["EIO EIO EIO", 'ValueError("it can\'t start")'], done.stderr
+
+
+#: A mount whose engine has much to repair: it is at work as long as a file is not there.
+_REPAIRS = """\
+import os, sys, time
+from syncer.commands import cli
+from syncer.process import daemon
+from syncer.process.engine import Engine
+
+gate = sys.argv.pop(1)
+recover = Engine._recover
+
+def recover_slowly(engine):
+    while not os.path.exists(gate):
+        time.sleep(0.01)
+    return recover(engine)
+
+Engine._recover = recover_slowly
+daemon._SERVES_WITHIN_SECONDS = daemon._LOOK_SECONDS = 0.1
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@contextlib.contextmanager
+def repairing(place: Place, fuse: str, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """The command of a mount that has said that it takes long."""
+    run("init", place.data, place.remote)
+    words = ("mount", "--fuse", fuse, *options, str(place.data), str(place.mnt))
+    process = subprocess.Popen(
+        [sys.executable, "-c", _REPAIRS, str(place.folder / "gate"), *words],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        while "is being repaired" not in (line := process.stderr.readline()):
+            assert line, "it ended without a word"
+        yield process
+    finally:
+        (place.folder / "gate").touch()
+        process.communicate(timeout=ENDS_WITHIN_SECONDS)
+
+
+@BOTH_BINDINGS
+def test_a_start_that_has_much_to_repair_is_waited_for(place: Place, fuse: str) -> None:
+    with repairing(place, fuse) as process:
+        # As long as it may take to be mounted, several times.
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        (place.folder / "gate").touch()
+        assert process.wait(ENDS_WITHIN_SECONDS) == 0
+    (place.mnt / "file").write_bytes(b"content")
+    run("umount", place.mnt)

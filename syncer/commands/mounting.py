@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,8 +26,14 @@ def mount(arguments: argparse.Namespace) -> int:
         daemon.show_log()
         daemon.Daemon(plan).run(on_serving=lambda: None)
     else:
-        run_in_background(lambda on_serving: daemon.Daemon(plan).run(on_serving))
+        run_in_background(
+            lambda on_serving, on_waiting: daemon.Daemon(plan).run(on_serving, on_waiting), _tell
+        )
     return 0
+
+
+def _tell(why: str) -> None:
+    print(f"syncer: {why}", file=sys.stderr, flush=True)
 
 
 def _moment_of(arguments: argparse.Namespace) -> daemon.PastMoment:

@@ -9,7 +9,7 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 from syncer.errors import MountError, SyncerError
@@ -20,15 +20,17 @@ log = logging.getLogger(__name__)
 INTERRUPTED = 130
 """The exit status of a command that a signal ended before it was done, as shells have it."""
 
-Service = Callable[[Callable[[], None]], None]
-"""Runs to its end, and calls what it is given as soon as it serves. Raises SyncerError."""
+Service = Callable[[Callable[[], None], Callable[[str], None]], None]
+"""Runs to its end, and calls the first of what it is given as soon as it serves, and the second
+before, with the reason, if that takes long. Raises SyncerError."""
 
 
-def run_in_background(service: Service) -> None:
+def run_in_background(service: Service, on_waiting: Callable[[str], None]) -> None:
     """Run it in a process of its own, and return when it serves, or at its end.
 
-    The caller has no threads. Raises what the service ended with, if it did not come to serve, and
-    KeyboardInterrupt if a signal ended it.
+    `on_waiting` is called meanwhile, with the reason, if that takes long. The caller has no
+    threads. Raises what the service ended with, if it did not come to serve, and KeyboardInterrupt
+    if a signal ended it.
     """
     reader, writer = os.pipe()
     pid = os.fork()
@@ -37,19 +39,31 @@ def run_in_background(service: Service) -> None:
     os.close(writer)
     with open(reader, "rb") as stream:
         try:
-            outcome = stream.read()
+            outcome = _outcome_in(stream, on_waiting)
         except KeyboardInterrupt:
             # It has a session of its own, where no Ctrl-C arrives.
             os.kill(pid, signal.SIGINT)
             stream.read()
             raise
-    if not outcome:
+    if outcome is None:
         raise SyncerError("the process in the background died before it served")
-    exit_code, message = json.loads(outcome)
+    exit_code, message = outcome
     if exit_code == INTERRUPTED:
         raise KeyboardInterrupt
     if exit_code:
         raise error_with(exit_code, message)
+
+
+def _outcome_in(
+    stream: Iterable[bytes], on_waiting: Callable[[str], None]
+) -> tuple[int, str] | None:
+    """What the child's `report` says at last; None if it died before."""
+    for line in stream:
+        exit_code, message = json.loads(line)
+        if exit_code is not None:
+            return exit_code, message
+        on_waiting(message)
+    return None
 
 
 def _live(service: Service, report_to: int) -> NoReturn:
@@ -60,13 +74,20 @@ def _live(service: Service, report_to: int) -> NoReturn:
             _detach(stderr.fileno(), pipe.fileno())
             threading.excepthook = _log_end
 
+            def tell(exit_code: int | None, message: str) -> None:
+                # The caller may be gone.
+                with contextlib.suppress(OSError):
+                    print(json.dumps([exit_code, message]), file=pipe, flush=True)
+
             def report(exit_code: int, message: str) -> None:
-                # The caller waits for the first report only, and may be gone.
+                # The caller waits for the first report only.
                 if not pipe.closed:
                     with contextlib.suppress(OSError), pipe:
-                        json.dump([exit_code, message], pipe)
+                        tell(exit_code, message)
 
-            exit_code, message = _outcome_of(service, lambda: report(0, ""))
+            exit_code, message = _outcome_of(
+                service, lambda: report(0, ""), lambda why: tell(None, why)
+            )
             if exit_code == MountError.exit_code:
                 # libfuse and fusermount give their reasons on stderr only.
                 stderr.seek(0)
@@ -86,10 +107,12 @@ def _log_end(ended: threading.ExceptHookArgs) -> None:
     log.error("%s ended in a way that nobody foresaw", name, exc_info=ended.exc_value)
 
 
-def _outcome_of(service: Service, on_serving: Callable[[], None]) -> tuple[int, str]:
+def _outcome_of(
+    service: Service, on_serving: Callable[[], None], on_waiting: Callable[[str], None]
+) -> tuple[int, str]:
     """Run it; returns (exit status, message)."""
     try:
-        service(on_serving)
+        service(on_serving, on_waiting)
     except SyncerError as error:
         log.error("%s", error)
         return error.exit_code, str(error)

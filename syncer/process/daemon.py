@@ -10,7 +10,12 @@ own. However it is ended, by a signal, by `syncer umount` or by somebody's fuser
 4. the engine makes everything safe on the local disk, and ends its threads and connections;
 5. the data directory's lock is free, and the process gone.
 
-Each step has a time limit. What it did not achieve is logged, and the next step follows.
+Whatever waits for programs, the kernel or the server has a time limit; what was not achieved by
+then is logged, and the next step follows. What needs this computer's disk alone has none, since it
+is what the end is for: the committer's last rounds, the end of the check of local blocks, and the
+step that the exchange is at when its connections are closed. (A remote that is a folder counts as
+the disk.) A step that fails keeps none of the others from its turn, and the process ends with its
+error.
 """
 
 from __future__ import annotations
@@ -19,9 +24,7 @@ import contextlib
 import logging
 import logging.handlers
 import os
-import queue
 import resource
-import select
 import signal
 import socket
 import threading
@@ -39,6 +42,7 @@ from syncer.mount import Operations
 from syncer.process import mounts, notify
 from syncer.process.control import ControlServer, Handler, Progress
 from syncer.process.engine import Engine
+from syncer.process.events import SIGNALS, Event, Events, LoopEnded, Serves, Signalled
 from syncer.process.folder import DataFolder
 from syncer.process.keeping import Keeping
 from syncer.process.memory import Gaps, keep_freed_memory
@@ -48,7 +52,10 @@ from syncer.vfs.caller import Caller
 
 log = logging.getLogger(__name__)
 
+#: The time that an engine takes to start does not count.
 _SERVES_WITHIN_SECONDS = 60.0
+#: Who waits for the mount looks that often whether the engine is still starting.
+_LOOK_SECONDS = 5.0
 _SYNCS_WITHIN_SECONDS = 60.0
 _BUSY_SECONDS = 2.0
 _LOOP_ENDS_WITHIN_SECONDS = 3.0
@@ -59,7 +66,6 @@ _POLL_SECONDS = 0.02
 _MEMORY_SECONDS = 0.5
 _LOG_BYTES = 5_000_000
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s"
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,9 @@ class _Served(Protocol):
 
     @property
     def is_writer(self) -> bool: ...
+
+    @property
+    def is_starting(self) -> bool: ...
 
     def operations(self, caller: Callable[[], Caller]) -> Operations: ...
 
@@ -111,90 +120,29 @@ def show_log() -> None:
     logging.getLogger().addHandler(handler)
 
 
-@dataclass(frozen=True)
-class _Serves:
-    """The mount answers."""
-
-
-@dataclass(frozen=True)
-class _Signalled:
-    """Somebody wants it to end."""
-
-    number: int
-
-    def __str__(self) -> str:
-        return signal.Signals(self.number).name
-
-
-@dataclass(frozen=True)
-class _LoopEnded:
-    """It is unmounted, or could not be mounted."""
-
-    error: BaseException | None
-
-    def __str__(self) -> str:
-        return str(self.error or "it was unmounted")
-
-
-_Event = _Serves | _Signalled | _LoopEnded
-
-
-class _Events:
-    """What happens to a mount, for the main thread to wait for.
-
-    Waiting for a queue alone may miss a signal: Python's handler runs between two steps of the main
-    thread, and one that comes just before it waits would not wake it. The byte that the C handler
-    writes into a pipe does.
-    """
-
-    def __init__(self) -> None:
-        # Of all queues, this one may be put to by a signal handler.
-        self._queue: queue.SimpleQueue[_Event] = queue.SimpleQueue()
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._writer, False)
-
-    def take_signals(self) -> None:
-        """Make events of the signals that end a process."""
-        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        for number in _SIGNALS:
-            signal.signal(number, lambda number, _: self._queue.put(_Signalled(number)))
-
-    def put(self, event: _Event) -> None:
-        self._queue.put(event)
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._writer, b"\0")
-
-    def next(self, timeout_seconds: float | None) -> _Event | None:
-        """What happens next; None if nothing does in time."""
-        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        while True:
-            with contextlib.suppress(queue.Empty):
-                return self._queue.get_nowait()
-            remaining = None if deadline is None else deadline - time.monotonic()
-            if remaining is not None and remaining <= 0:
-                return None
-            if select.select([self._reader], [], [], remaining)[0]:
-                os.read(self._reader, 4096)
-
-
 class Daemon:
     """One mount. `run` is called once, in the main thread."""
 
     def __init__(self, plan: MountPlan) -> None:
         self._plan = plan
-        self._events = _Events()
+        self._events = Events()
         self._device: int | None = None
+        self._on_waiting: Callable[[str], None] = lambda why: None
 
-    def run(self, on_serving: Callable[[], None]) -> None:
+    def run(
+        self, on_serving: Callable[[], None], on_waiting: Callable[[str], None] = lambda why: None
+    ) -> None:
         """Mount, call `on_serving` when the mount answers, and return when all is at its end.
 
-        Raises SyncerError if it doesn't come to serve, and KeyboardInterrupt if a signal ends it
-        before.
+        `on_waiting` is called before, with the reason, if that takes long. Raises SyncerError if
+        it doesn't come to serve or not everything is safe at the end, and KeyboardInterrupt if a
+        signal ends it before it serves.
         """
         plan = self._plan
+        self._on_waiting = on_waiting
         _restrict_process()
         keep_freed_memory()
-        for number in _SIGNALS:
+        for number in SIGNALS:
             signal.signal(number, _interrupt)
         folder = DataFolder(plan.data)
         if plan.at is not None:
@@ -247,13 +195,13 @@ class Daemon:
         try:
             self._events.take_signals()
             self._start_loop(served)
-            event = self._events.next(_SERVES_WITHIN_SECONDS)
-            if isinstance(event, _Signalled):
+            event = self._first_event(served)
+            if isinstance(event, Signalled):
                 # libfuse can't be stopped in the middle of mounting, which takes but moments.
                 self._events.next(_LOOP_ENDS_WITHIN_SECONDS)
                 self._unmount()
                 raise KeyboardInterrupt
-            if isinstance(event, _Serves):
+            if isinstance(event, Serves):
                 log.info("%s is mounted at %s", self._plan.data, self._plan.mountpoint)
                 notify.ready()
                 on_serving()
@@ -262,7 +210,7 @@ class Daemon:
                     gaps.look()
             notify.stopping()
             log.info("the mount ends: %s", event or "it does not answer")
-            if not isinstance(event, _LoopEnded):
+            if not isinstance(event, LoopEnded):
                 self._unmount()
             elif event.error:
                 raise event.error
@@ -270,6 +218,25 @@ class Daemon:
                 raise MountError(f"{self._plan.mountpoint} was mounted, but does not answer")
         finally:
             control.stop()
+
+    def _first_event(self, served: _Served) -> Event | None:
+        """What comes first of all; None if the mount doesn't come to answer.
+
+        An engine that starts may have much to repair. To cut that off would help nobody: the next
+        one would have to begin anew.
+        """
+        is_told = False
+        waited_seconds = 0.0
+        while waited_seconds < _SERVES_WITHIN_SECONDS:
+            if event := self._events.next(_LOOK_SECONDS):
+                return event
+            waited_seconds = 0.0 if served.is_starting else waited_seconds + _LOOK_SECONDS
+            if served.is_starting and not is_told:
+                is_told = True
+                why = f"what an unclean end of {self._plan.data} left is being repaired; wait"
+                log.info("%s", why)
+                self._on_waiting(why)
+        return None
 
     def _start_loop(self, served: _Served) -> None:
         plan = self._plan
@@ -291,7 +258,7 @@ class Daemon:
                 binding.serve(plan.fuse, served.operations, str(plan.mountpoint), options)
             except BaseException as failure:
                 error = failure
-            self._events.put(_LoopEnded(error))
+            self._events.put(LoopEnded(error))
 
         def probe() -> None:
             # Looking at the mount's root waits until libfuse answers for it.
@@ -301,7 +268,7 @@ class Daemon:
                     if device != before:
                         mounts.tune(device)
                         self._device = os.minor(device)
-                        self._events.put(_Serves())
+                        self._events.put(Serves())
                         return
                 time.sleep(_POLL_SECONDS)
 
@@ -360,7 +327,7 @@ class Daemon:
         """Whether libfuse's loop returns, in time."""
         deadline = time.monotonic() + timeout_seconds
         while (remaining := deadline - time.monotonic()) > 0:
-            if isinstance(self._events.next(remaining), _LoopEnded):
+            if isinstance(self._events.next(remaining), LoopEnded):
                 return True
         return False
 

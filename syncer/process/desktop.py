@@ -187,6 +187,8 @@ ExecStart=:{_systemd_command(mount)}
 ExecStop=-:{_systemd_command(umount)}
 # Only syncer itself is told to stop; it needs its ssh processes to the end.
 KillMode=mixed
+# After an unclean end there may be much to repair; cut off, it would only begin anew.
+TimeoutStartSec=infinity
 # Written data has to reach the local disk, which may be slow.
 TimeoutStopSec=5min
 Restart=on-failure

@@ -20,7 +20,7 @@ from syncer.blocks.cache import Cache
 from syncer.blocks.fetch import Fetcher
 from syncer.blocks.store import Blocks
 from syncer.config import Config
-from syncer.errors import CorruptError, SyncerError, UsageError
+from syncer.errors import CorruptError, SyncerError, TemporaryError, UsageError
 from syncer.exchange.incoming import Touched
 from syncer.exchange.journal import Journal
 from syncer.exchange.loop import ExchangeLoop
@@ -89,6 +89,8 @@ class Engine:
         self.config = config
         self._mountpoint = mountpoint
         self._fuse = fuse
+        #: Whether a start is under way, which may have much to repair.
+        self.is_starting = False
         self._started = False
         self._is_stopping = False
         #: Whether rows and block files are known to match, see `Ledger.sweep`.
@@ -219,6 +221,13 @@ class Engine:
 
     def start(self) -> None:
         """Repair what an unclean end left behind, and start the threads. Not before a fork."""
+        self.is_starting = True
+        try:
+            self._start()
+        finally:
+            self.is_starting = False
+
+    def _start(self) -> None:
         boot, last_boot = _BOOT_ID.read_text().strip(), self._recover()
         # On the disk before any file is made: a power cut must not look like a clean end.
         self._db.set_meta("boot", boot)
@@ -232,6 +241,8 @@ class Engine:
         if last_boot:
             # A copy that is gone may have been a pinned one.
             self._tree.pins.loosen()
+        if self._is_stopping:
+            raise TemporaryError("it is being unmounted")
         # From here on the end saves what there is, though not all of the threads may start.
         self._started = True
         self._transfer.start()

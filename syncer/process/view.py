@@ -102,6 +102,11 @@ class View:
         """The kernel may keep what it has seen: nobody changes it."""
         return True
 
+    @property
+    def is_starting(self) -> bool:
+        """There is nothing to be started."""
+        return False
+
     def operations(self, caller: Callable[[], Caller]) -> Operations:
         """What libfuse is to call."""
         return Operations(self.vfs, self, caller)
