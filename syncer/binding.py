@@ -255,11 +255,22 @@ class _Common:
                 self.invalidate(stale)
             return result
         except Exception as error:
-            return -self.operations.error_number(error, function.__name__)
+            return self._failed(error, function.__name__)
         except BaseException:
             # Whatever it is (SystemExit in a library), libfuse's C code can't take it.
             log.exception("%s was interrupted", function.__name__)
             return -errno.EIO
+
+    def _failed(self, error: Exception, operation: str) -> int:
+        """What libfuse gets for a call that failed. What it had changed by then is to show."""
+        number = self.operations.error_number(error, operation)
+        try:
+            if stale := self.operations.stale_paths():
+                # Pages that are being written can't be forgotten before the call is over.
+                self.invalidate(stale, waits=operation != "write")
+        except Exception as second:
+            self.operations.error_number(second, operation)
+        return -number
 
     def refuse(self, error: BaseException) -> None:
         """The operations could not start: end libfuse's loop, and serve nothing until it ends."""

@@ -282,6 +282,9 @@ class Refusal:
     def error_number(self, error: Exception, operation: str) -> int:
         return errno.EIO
 
+    def stale_paths(self) -> list[bytes]:
+        return []
+
     def __getattr__(self, name: str) -> Any:
         return self
 

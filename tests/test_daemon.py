@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import mmap
 import os
@@ -18,6 +19,8 @@ from unittest import mock
 import pytest
 
 from syncer import binding
+from syncer.errors import LocalFullError
+from syncer.mount import Operations
 from syncer.process import control, mounts
 from tests.processes import (
     children_of,
@@ -697,3 +700,26 @@ def test_a_start_that_has_much_to_repair_is_waited_for(place: Place, fuse: str) 
         assert process.wait(ENDS_WITHIN_SECONDS) == 0
     (place.mnt / "file").write_bytes(b"content")
     run("umount", place.mnt)
+
+
+def test_what_a_call_has_changed_before_it_fails_shows_under_the_other_names_too(
+    rig: VfsRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[list[bytes], bool]] = []
+
+    class Fuse(binding._Common):
+        operations = Operations(rig.vfs, mock.Mock(), mock.Mock())
+
+        def invalidate(self, paths: list[bytes], *, waits: bool = True) -> None:
+            told.append((sorted(paths), waits))
+
+    def chmod() -> None:
+        rig.vfs.chmod(b"/file", 0o600)
+        raise LocalFullError("the disk is full")
+
+    rig.make(b"/file", b"content")
+    rig.vfs.link(b"/file", b"/other")
+    rig.vfs.take_stale_paths()
+    monkeypatch.setattr(binding, "keep", lambda: None)
+    assert Fuse()._wrapper(chmod) == -errno.ENOSPC
+    assert told == [([b"/file", b"/other"], True)]
