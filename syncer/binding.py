@@ -18,12 +18,11 @@ import functools
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from syncer.errors import MountError
 from syncer.kernel import Invalidator, answer_init, is_dying, request_of, sleeps_of
-from syncer.libfuse import library_of
+from syncer.libfuse import MountOptions, library_of
 from syncer.metadata.aliases import StalePath
 from syncer.metadata.node import Node
 from syncer.mount import CODEC, Operations, Refusal
@@ -60,22 +59,6 @@ _ENTRIES_PER_CALL = 128
 #: With so many names of a folder go their attributes, for which a program that wants names alone
 #: waits three times as long; with more only where it looks at the files while it reads on.
 _NAMES_WITH_ATTRIBUTES = 10_000
-
-
-@dataclass(frozen=True)
-class MountOptions:
-    """How a mount is made."""
-
-    source: str
-    """What the list of mounts shows; see `mounts.source_of`."""
-    subtype: str = "syncer"
-    """The type that the list of mounts shows, behind "fuse."."""
-    is_writer: bool = True
-    """False: another machine may change what is shown, so the kernel may keep it for 1 s only."""
-    writeback: bool = True
-    """Let the kernel gather small writes (libfuse 3)."""
-    extra: tuple[str, ...] = ()
-    """Options of the mount command's -o."""
 
 
 def serve(

@@ -1,8 +1,9 @@
-"""Which versions of libfuse this machine has."""
+"""Which versions of libfuse this machine has, and how a mount by one of them is made."""
 
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 
 from syncer.errors import MountError
 
@@ -33,3 +34,19 @@ def choose_version(wanted: str) -> int:
         package = {"3": "fuse3", "2": "libfuse2"}[wanted]
         raise MountError(f"libfuse {wanted} is missing; install the package {package}")
     return int(wanted)
+
+
+@dataclass(frozen=True)
+class MountOptions:
+    """How a mount is made."""
+
+    source: str
+    """What the list of mounts shows; see `mounts.source_of`."""
+    subtype: str = "syncer"
+    """The type that the list of mounts shows, behind "fuse."."""
+    is_writer: bool = True
+    """False: another machine may change what is shown, so the kernel may keep it for 1 s only."""
+    writeback: bool = True
+    """Let the kernel gather small writes (libfuse 3)."""
+    extra: tuple[str, ...] = ()
+    """Options of the mount command's -o."""

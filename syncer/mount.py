@@ -282,7 +282,7 @@ class Refusal:
     def error_number(self, error: Exception, operation: str) -> int:
         return errno.EIO
 
-    def stale_paths(self) -> list[bytes]:
+    def stale_paths(self) -> list[StalePath]:
         return []
 
     def __getattr__(self, name: str) -> Any:

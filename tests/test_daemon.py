@@ -18,7 +18,7 @@ from unittest import mock
 
 import pytest
 
-from syncer import binding
+from syncer import binding, libfuse
 from syncer.errors import LocalFullError
 from syncer.mount import Operations
 from syncer.process import control, mounts
@@ -531,7 +531,7 @@ def test_no_request_is_served_before_recovery_is_done(monkeypatch: pytest.Monkey
     steps: list[str] = []
     calls, connection = mock.MagicMock(), mock.MagicMock()
     connection.contents = SimpleNamespace(want=0, capable=0)
-    calls.options = binding.MountOptions("data", is_writer=True, writeback=True)
+    calls.options = libfuse.MountOptions("data", is_writer=True, writeback=True)
     calls.operations.start = lambda: steps.append("recovered")
     monkeypatch.setattr(binding, "Invalidator", mock.MagicMock())
     monkeypatch.setattr(binding, "answer_init", lambda *arguments: steps.append("answered"))
@@ -582,7 +582,7 @@ def test_a_mount_whose_engine_does_not_start_is_an_error_and_gone(
 _REFUSES = """\
 import errno, os, subprocess, sys, threading
 from pathlib import Path
-from syncer import binding
+from syncer import binding, libfuse
 from syncer.metadata.node import Node
 from syncer.mount import Operations
 from tests.processes import wait_for
@@ -612,7 +612,7 @@ raised = []
 
 def serve():
     try:
-        binding.serve(version, lambda caller: Broken(), mnt, binding.MountOptions("data"))
+        binding.serve(version, lambda caller: Broken(), mnt, libfuse.MountOptions("data"))
     except Exception as error:
         raised.append(repr(error))
 

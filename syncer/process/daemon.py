@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from syncer import binding
+from syncer import binding, libfuse
 from syncer.config import Config
 from syncer.errors import AccessError, MountError
 from syncer.maintain.policy import Policy
@@ -241,7 +241,7 @@ class Daemon:
     def _start_loop(self, served: _Served) -> None:
         plan = self._plan
         before = os.stat(plan.mountpoint).st_dev
-        options = binding.MountOptions(
+        options = libfuse.MountOptions(
             # As all text on the way through a binding, see `mount`.
             source=mounts.source_of(
                 plan.data, plan.config.subtype, plan.at.name if plan.at else ""

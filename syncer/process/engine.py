@@ -6,7 +6,6 @@ that is not mounted. What it offers is what the control socket offers.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import socket
@@ -35,6 +34,7 @@ from syncer.metadata.outbox import Outbox
 from syncer.metadata.schema import REBUILT
 from syncer.metadata.tree import Tree
 from syncer.mount import Operations
+from syncer.process.capacity import Capacity
 from syncer.process.committer import Committer
 from syncer.process.ending import Ending
 from syncer.process.flushing import Flusher
@@ -64,8 +64,6 @@ Progress = Callable[[dict[str, Any]], None]
 #: A segment whose blocks are on their way waits for them no longer than that, without its name.
 _LAST_BLOCKS_SECONDS = 2.0
 _PRUNER_ENDS_WITHIN_SECONDS = 5.0
-#: How long what statfs tells of the remote's disk stays true enough.
-_CAPACITY_SECONDS = 60.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -199,8 +197,7 @@ class Engine:
         self.stranded = Stranded(
             self._outbox, self._tree, files, close_epoch=lambda: self._committer.round(seal=True)
         )
-        self._capacity: tuple[int, int] | None = None
-        self._capacity_due = 0.0
+        self._capacity = Capacity(self._remote)
         self._note_role()
 
     # Life
@@ -237,7 +234,7 @@ class Engine:
         self.vfs.files.adopt()
         self._remote.prepare()
         # `ls`, `find` and `rm` begin with statfs, which asks for it.
-        self._capacity_due = time.monotonic() + STARTS_AFTER_SECONDS
+        self._capacity.wait(STARTS_AFTER_SECONDS)
         if last_boot:
             # A copy that is gone may have been a pinned one.
             self._tree.pins.loosen()
@@ -382,17 +379,8 @@ class Engine:
         self._fetcher.flights.is_abandoned = self._cache.budget.is_abandoned = may_leave
 
     def remote_capacity(self) -> tuple[int, int] | None:
-        """See `mount.Host`. Never waits: the remote is asked in the background, now and then."""
-        now = time.monotonic()
-        if now >= self._capacity_due:
-            self._capacity_due = now + _CAPACITY_SECONDS
-            threading.Thread(target=self._ask_capacity, name="syncer-capacity", daemon=True).start()
-        return self._capacity
-
-    def _ask_capacity(self) -> None:
-        with contextlib.suppress(SyncerError):
-            usage = self._remote.usage()
-            self._capacity = (usage.capacity_bytes, usage.free_bytes) if usage else None
+        """See `mount.Host`."""
+        return self._capacity.known()
 
     # Commands
 

@@ -23,8 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from syncer.binding import MountOptions, serve
+from syncer.binding import serve
 from syncer.codec import BLOCK_BYTES
+from syncer.libfuse import MountOptions
 from syncer.metadata.aliases import StalePath
 from syncer.metadata.node import ROOT, Node
 from syncer.mount import CODEC, Operations
