@@ -299,7 +299,10 @@ def test_a_folder_goes_back_where_nobody_has_it_mounted(mount: Mount) -> None:
     (top / "new" / "below" / "file").write_bytes(BIG[:-1])
     data = mount.data
     mount.umount()
-    with DataFolder(data).lock(), pytest.raises(CommandError, match="is in use by") as error:
+    with (
+        DataFolder(data).lock(),
+        pytest.raises(CommandError, match="another syncer command") as error,
+    ):
         mount.run("restore", data / "top", "--at", "then")
     assert error.value.status == 12
     with pytest.raises(CommandError) as error:
