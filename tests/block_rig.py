@@ -99,6 +99,12 @@ class Rig:
         self.remote.put(block_key(block_id), codec.encode_block(data, SEED, block_id))
         return block_id
 
+    def read_block(self, block_id: bytes, offset: int, length: int) -> bytes:
+        """As `Blocks.read_into`, as bytes."""
+        buffer = bytearray(length)
+        count = self.blocks.read_into(block_id, offset, memoryview(buffer))
+        return bytes(buffer[:count])
+
     def path(self, block_id: bytes) -> Path:
         name = block_id.hex()
         return self.folder / "blocks" / name[:2] / name

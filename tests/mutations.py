@@ -66,7 +66,8 @@ MUTATIONS = (
     ),
     Mutation(
         1, "what is published is not power-safe here", _PUBLISH,
-        "        self._db.sync()\n        self._looks.first()", "        self._looks.first()",
+        "        self._db.sync()\n        if not self._looks.first():",
+        "        if not self._looks.first():",
         "test_exchange.py::test_what_is_published_is_power_safe_first",
     ),
     Mutation(
@@ -166,10 +167,20 @@ MUTATIONS = (
     ),
     Mutation(
         2, "after an outage nobody asks again", "remote/files.py",
-        "                self._recognised = set()\n                raise\n",
+        "                self._forget_places()\n                raise\n",
         "                raise\n",
         "test_remote_sftp.py::"
         "test_after_an_outage_and_on_each_connection_it_is_asked_whether_it_is_the_right_one",
+    ),
+    Mutation(
+        2, "blocks are evicted before a server that went back was looked at", "blocks/ledger.py",
+        "            if self.doubt.is_on():\n                return []\n", "",
+        "test_server_changes.py::test_before_the_server_was_looked_at_nothing_is_evicted",
+    ),
+    Mutation(
+        2, "what a server has lost that went back counts as clean", "blocks/doubt.py",
+        "if sizes.get(block_id.hex()) != codec.header_bytes(size_bytes) + size_bytes", "if False",
+        "test_server_changes.py::test_so_it_is_if_it_goes_back_while_nobody_looks",
     ),
     Mutation(
         3, "an unmounted disk counts as empty", "remote/files.py",
@@ -524,9 +535,19 @@ MUTATIONS = (
         "test_exchange.py::test_a_segment_that_comes_too_late_is_a_branch",
     ),
     Mutation(
+        8, "segments are published over a gap", "exchange/roles.py",
+        "if not self._setback.has_gap:", "if True:",
+        "test_exchange.py::test_a_remote_that_was_away_is_looked_at_before_more_is_published",
+    ),
+    Mutation(
+        9, "a claim counts that is not there any more", "exchange/writers.py",
+        "for each in self._claims if _name(each) in same}", "for each in self._claims}",
+        "test_exchange.py::test_a_writer_whose_claim_is_gone_writes_no_more",
+    ),
+    Mutation(
         9, "a writer does not look behind its segment whether its mark still stands",
-        "exchange/roles.py", "if there != {self._identity.mark()}:",
-        "if there - {self._identity.mark()}:",
+        "exchange/roles.py", "if there != set(self._identity.own_keys()):",
+        "if there - set(self._identity.own_keys()):",
         "test_exchange.py::"
         "test_a_writer_whose_copy_begins_before_its_segment_has_a_name_counts_it_not",
     ),

@@ -85,6 +85,7 @@ class PruneRig(VfsRig):
             "rig",
             on_applied=lambda touched: self.tree.forget(),
             before_writing=self.blocks.forget_unnamed,
+            redo_blocks=self.blocks.redo,
         )
         never = GiveWay(lambda: 0, lambda: False)
         self.uploads = Uploads(
@@ -126,6 +127,11 @@ class PruneRig(VfsRig):
         self.upload_all()
         while self.exchange.publish_once():
             pass
+        if self.exchange.setback:
+            # What the remote has lost comes first.
+            self.upload_all()
+            while self.exchange.step():
+                pass
 
     def settle(self) -> None:
         """All that is decided is done."""

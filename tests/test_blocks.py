@@ -94,8 +94,8 @@ def test_what_is_written_is_local_and_dirty(rig: Rig) -> None:
     block_id = rig.write(content(1))
     assert rig.blocks.is_local(block_id) and rig.blocks.is_dirty(block_id)
     assert rig.blocks.get(block_id) == content(1)
-    assert rig.blocks.read(block_id, 100, 50) == content(1)[100:150]
-    assert rig.blocks.read(block_id, 19_990, 50) == content(1)[19_990:]
+    assert rig.read_block(block_id, 100, 50) == content(1)[100:150]
+    assert rig.read_block(block_id, 19_990, 50) == content(1)[19_990:]
     assert rig.remote.calls["get"] == 0
     rig.check()
 
@@ -270,17 +270,17 @@ def test_blocks_in_use_are_not_evicted(rig: Rig) -> None:
 def test_what_was_used_longest_ago_goes_first(rig: Rig) -> None:
     ids = [rig.write_clean(content(number, 4096)) for number in range(10)]
     for block_id in (ids[0], ids[3]):
-        rig.blocks.read(block_id, 0, 1)
+        rig.read_block(block_id, 0, 1)
     assert rig.blocks.evict(5 * 4096) == 5 * 4096
     assert rig.files().keys() == {ids[0], ids[3], *ids[7:]}
 
 
 def test_the_order_of_use_survives_a_restart(rig: Rig) -> None:
     ids = [rig.write_clean(content(number, 4096)) for number in range(10)]
-    rig.blocks.read(ids[0], 0, 1)
+    rig.read_block(ids[0], 0, 1)
     rig.blocks.save_order()
     rig.reopen()
-    rig.blocks.read(ids[3], 0, 1)
+    rig.read_block(ids[3], 0, 1)
     rig.blocks.evict(8 * 4096)
     assert rig.files().keys() == {ids[0], ids[3]}
     rig.check()
@@ -292,7 +292,7 @@ def test_the_order_of_many_uses_is_kept_in_bounded_memory(
     monkeypatch.setattr("syncer.blocks.cache.FRONT_BLOCKS", 4)
     ids = [rig.write_clean(content(number, 4096)) for number in range(20)]
     for block_id in reversed(ids):
-        rig.blocks.read(block_id, 0, 1)
+        rig.read_block(block_id, 0, 1)
     rig.blocks.evict(15 * 4096)
     assert rig.files().keys() == set(ids[:5])
 
@@ -359,7 +359,7 @@ def test_eviction_of_many_blocks_reads_only_what_it_takes(rig: Rig) -> None:
 
 def test_what_is_not_local_is_fetched_and_kept(rig: Rig) -> None:
     block_id = rig.store_remotely(content(1, BLOCK_BYTES))
-    assert rig.blocks.read(block_id, 5, 10) == content(1, BLOCK_BYTES)[5:15]
+    assert rig.read_block(block_id, 5, 10) == content(1, BLOCK_BYTES)[5:15]
     assert rig.blocks.get(block_id) == content(1, BLOCK_BYTES)
     assert rig.remote.calls["get"] == 1
     fetched = rig.fetcher.fetched
@@ -430,7 +430,7 @@ def test_a_block_that_is_nowhere_is_missing(rig: Rig) -> None:
 def test_a_damaged_local_copy_is_fetched_again_and_set_aside(rig: Rig) -> None:
     block_id = rig.write_clean(content(1))
     rig.damage(block_id)
-    assert rig.blocks.read(block_id, 0, 100) == content(1)[:100]
+    assert rig.read_block(block_id, 0, 100) == content(1)[:100]
     assert rig.path(block_id).read_bytes() == content(1)
     assert [path.name for path in (rig.folder / "blocks" / "damaged").iterdir()] == [block_id.hex()]
     rig.check()
@@ -468,7 +468,7 @@ def test_a_local_copy_of_the_wrong_length_is_fetched_again(rig: Rig, size_bytes:
 def test_a_local_copy_that_is_gone_is_fetched_again(rig: Rig) -> None:
     block_id = rig.write_clean(content(1))
     rig.path(block_id).unlink()
-    assert rig.blocks.read(block_id, 0, 10) == content(1)[:10]
+    assert rig.read_block(block_id, 0, 10) == content(1)[:10]
     rig.check()
 
 
@@ -491,7 +491,7 @@ def test_a_local_file_is_verified_once_only(rig: Rig, monkeypatch: pytest.Monkey
     hashed: list[str] = []
     monkeypatch.setattr(rig.blocks, "_matches", recording(rig.blocks._matches, "hash", hashed))
     for _ in range(3):
-        rig.blocks.read(block_id, 0, 10)
+        rig.read_block(block_id, 0, 10)
     assert hashed == ["hash"]
 
 
@@ -503,7 +503,7 @@ def test_without_room_content_is_returned_but_not_kept_nor_fetched_for_every_rea
         rig.write(content(number, BLOCK_BYTES))
     block_id = rig.store_remotely(content(9, BLOCK_BYTES))
     for offset in range(0, BLOCK_BYTES, 131072):
-        part = rig.blocks.read(block_id, offset, 131072)
+        part = rig.read_block(block_id, offset, 131072)
         assert part == content(9, BLOCK_BYTES)[offset : offset + 131072]
     assert rig.remote.calls["get"] == 1
     assert len(rig.files()) == 2

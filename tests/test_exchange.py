@@ -826,6 +826,90 @@ def test_a_remote_that_lost_its_log_gets_a_checkpoint(
     assert_same_history(laptop, machines("clone"))
 
 
+def test_a_segment_that_goes_on_from_one_that_is_gone_gets_a_checkpoint(
+    laptop: Machine, machines: Callable[[str], Machine]
+) -> None:
+    laptop.epoch(b"a")
+    laptop.publish()
+    laptop.epoch(b"b")
+    laptop.publish()
+    laptop.remote.delete(laptop.meta("parent_segment"))
+    laptop.epoch(b"c")
+    assert laptop.exchange.publish_once()
+    assert laptop.exchange.setback
+    while laptop.exchange.step():
+        pass
+    assert not laptop.exchange.setback
+    assert_same_history(laptop, machines("clone"))
+
+
+def test_a_remote_that_was_away_is_looked_at_before_more_is_published(
+    laptop: Machine, machines: Callable[[str], Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("syncer.exchange.roles._LOOK_SECONDS", 0.0)
+    laptop.epoch(b"a")
+    laptop.publish()
+    laptop.epoch(b"b")
+    laptop.publish()
+    newest = laptop.meta("parent_segment")
+    laptop.remote.go_offline()
+    with pytest.raises(OfflineError):
+        laptop.exchange.step()
+    laptop.remote.go_online()
+    laptop.remote.check()
+    laptop.remote.delete(newest)
+    laptop.epoch(b"c")
+    laptop.exchange.publish_once()
+    assert laptop.meta("parent_segment") == newest
+    while laptop.exchange.step():
+        pass
+    assert laptop.meta("parent_segment") != newest
+    assert_same_history(laptop, machines("clone"))
+
+
+def test_a_mark_that_is_gone_has_the_remote_looked_at(laptop: Machine) -> None:
+    laptop.epoch(b"a")
+    laptop.publish()
+    (mark,) = (key for key in laptop.remote.objects if re.search(r"\.[0-9a-f]{32}$", key))
+    laptop.remote.delete(mark)
+    listed: list[int] = []
+    laptop.exchange._setback._redo_blocks = lambda first_byte, sizes: listed.append(first_byte)
+    laptop.exchange.check_writer()
+    while laptop.exchange.step():
+        pass
+    assert listed == list(range(256))
+    assert laptop.exchange.role == "writer"
+    assert sum(bool(re.search(r"\.[0-9a-f]{32}$", key)) for key in laptop.remote.objects) == 1
+
+
+@pytest.mark.parametrize("is_claimed_again", [False, True])
+def test_a_writer_whose_claim_is_gone_writes_no_more(
+    laptop: Machine, machines: Callable[[str], Machine], is_claimed_again: bool
+) -> None:
+    laptop.epoch(b"a")
+    laptop.publish()
+    desktop, phone = machines("desktop"), machines("phone")
+    before = laptop.remote.objects
+    desktop.exchange.take_over()
+    desktop.epoch(b"b")
+    desktop.publish()
+    for key in laptop.remote.objects.keys() - before.keys():
+        laptop.remote.delete(key)
+    if is_claimed_again:
+        phone.exchange.take_over()
+    there = laptop.remote.objects.keys()
+    desktop.epoch(b"c")
+    with pytest.raises(CorruptError, match="has lost who"):
+        desktop.publish()
+    assert laptop.remote.objects.keys() == there
+    assert desktop.exchange.setback
+    # What it has published itself is not forgotten over what the remote has.
+    desktop.reopen()
+    with pytest.raises(CorruptError, match="has lost who"):
+        desktop.exchange.step()
+    assert b"b" in desktop.names()
+
+
 # Following
 
 
@@ -1106,7 +1190,7 @@ def test_a_segment_that_comes_too_late_is_a_branch(
 
 def looks_and_puts(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """From now on: "look" for each whole look who the writer is, "put" for each object of the log,
-    "claim" and "mark" for each look for these."""
+    "claim", "mark" and "newest" for each look for these, the last for the segment before."""
     done: list[str] = []
     list_objects, put, stat_object = machine.remote.list, machine.remote.put, machine.remote.stat
 
@@ -1121,7 +1205,7 @@ def looks_and_puts(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> list[st
         return put(key, data)
 
     def noting_stat(key: str) -> Any:
-        done.append("mark" if "." in key else "claim")
+        done.append("newest" if key.startswith("log/") else "mark" if "." in key else "claim")
         return stat_object(key)
 
     monkeypatch.setattr(machine.remote, "list", noting_list)
@@ -1144,17 +1228,17 @@ def test_a_look_ahead_counts_for_a_moment_and_once(
     assert done == ["look"]
     laptop.epoch(b"b")
     assert laptop.exchange.step()
-    assert done == ["look", "put", "claim", "mark"]
+    assert done == ["look", "put", "claim", "mark", "newest"]
     done.clear()
     laptop.epoch(b"c")
     assert laptop.exchange.step()
-    assert done == ["look", "put", "claim", "mark"]
+    assert done == ["look", "put", "claim", "mark", "newest"]
     done.clear()
     laptop.exchange.step(looks_ahead=True)
     now += 1.5
     laptop.epoch(b"d")
     assert laptop.exchange.step()
-    assert done == ["look", "look", "put", "claim", "mark"]
+    assert done == ["look", "look", "put", "claim", "mark", "newest"]
 
 
 def test_who_is_displaced_behind_a_look_ahead_counts_nothing_as_published(

@@ -295,5 +295,7 @@ def test_it_is_asked_whether_it_is_the_right_one_before_it_is_used(
         remote.health = Health()
         assert [path.name for path in (folder / "blocks" / "ab").iterdir()] == ["abcd"]
 
+    assert remote.arrivals == 1
     (folder / "syncer.json").write_bytes(b"ours")
     remote.put("blocks/ab/other", b"content")
+    assert remote.arrivals == 2

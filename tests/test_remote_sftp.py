@@ -225,6 +225,7 @@ def test_after_an_outage_and_on_each_connection_it_is_asked_whether_it_is_the_ri
     for number in range(20):
         remote.put(f"machines/{number}", b"x")
     assert 1 <= len(asked) <= 3
+    assert remote.arrivals == 1
 
     elsewhere, other = folder.with_name("elsewhere"), folder.with_name("other")
     (other / "tmp").mkdir(parents=True)
@@ -241,6 +242,11 @@ def test_after_an_outage_and_on_each_connection_it_is_asked_whether_it_is_the_ri
     elsewhere.rename(folder)
     remote.health.wait_online(30)
     remote.put("machines/1", b"x")
+    assert remote.arrivals == 2
+    server.stop()
+    server.start()
+    remote.put("machines/1", b"x")
+    assert remote.arrivals == 3
 
     # Another server may have the same name.
     server.stop()

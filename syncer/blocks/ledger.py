@@ -37,6 +37,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from syncer.blocks.budget import disk_bytes
 from syncer.blocks.cache import Cache
+from syncer.blocks.doubt import Doubt
 from syncer.blocks.entries import FileSync, Hold, Usage
 from syncer.blocks.garbage import Garbage
 from syncer.blocks.pinned import PinnedBlocks
@@ -56,6 +57,7 @@ class Ledger:
         self.undo = Undo(db)
         self.pinned = PinnedBlocks(db, cache.budget)
         self.garbage = Garbage(db)
+        self.doubt = Doubt(db)
         #: Set whenever a block becomes dirty, for who waits for one, and clears it before a look.
         self.has_new_dirty = threading.Event()
         self._db = db
@@ -169,10 +171,9 @@ class Ledger:
                 size_bytes, synced = hold.size_bytes, hold.synced
             self._add_dirty(block_id, size_bytes, synced=synced)
 
-    def _make_dirty(self, block_id: bytes, size_bytes: int) -> None:
-        self._db.execute(
-            "UPDATE block SET dirty = ?, refs = 1 WHERE id = ?", (self._next_dirty, block_id)
-        )
+    def _make_dirty(self, block_id: bytes, size_bytes: int, refs: int = 1) -> None:
+        sql = "UPDATE block SET dirty = ?, refs = ? WHERE id = ?"
+        self._db.execute(sql, (self._next_dirty, refs, block_id))
         self._end_of_queue_moved()
         self._account(0, 0, 1, size_bytes)
 
@@ -346,6 +347,8 @@ class Ledger:
     def _doom_oldest(self, wanted_bytes: int, limit: int) -> list[bytes]:
         """Step 1 for up to `limit` of the clean blocks that were used longest ago, unpinned."""
         with self._db.transaction():
+            if self.doubt.is_on():
+                return []
             with self._lock:
                 unavailable = len(self._holds) + len(self._removing)
             rows = self._db.query(f"{_EVICTABLE} ORDER BY used LIMIT ?", (limit + unavailable,))

@@ -18,6 +18,7 @@ import cachetools
 from syncer import codec
 from syncer.blocks.budget import disk_bytes
 from syncer.blocks.cache import Cache
+from syncer.blocks.doubt import REDONE_REFS
 from syncer.blocks.entries import Hold
 from syncer.blocks.fetch import Fetcher
 from syncer.blocks.heads import Heads
@@ -155,12 +156,6 @@ class Blocks(Ledger):
         part = memoryview(self.get(block_id))[offset : offset + len(buffer)]
         buffer[: len(part)] = part
         return len(part)
-
-    def read(self, block_id: bytes, offset: int, length: int) -> bytes:
-        """`length` bytes of a block's content from `offset` on; as `read_into`."""
-        buffer = bytearray(length)
-        count = self.read_into(block_id, offset, memoryview(buffer))
-        return bytes(memoryview(buffer)[:count])
 
     def get(self, block_id: bytes) -> Buffer:
         """The whole content of a block; as `read_into`."""
@@ -353,7 +348,8 @@ class Blocks(Ledger):
         count, freed = 0, 0
         with self._evicting:
             for batch in _batches(block_ids, _EVICT_BLOCKS):
-                victims = self._doom_these(batch)
+                with self._db.transaction():
+                    victims = [] if self.doubt.is_on() else self._doom_these(batch)
                 freed += self._unlink(victims)
                 count += len(victims)
             self.evicted_blocks += count
@@ -370,6 +366,12 @@ class Blocks(Ledger):
             self.evict(max(size_bytes, min(_EVICT_BYTES, budget.limit_bytes // 16)))
             if not budget.try_reserve(size_bytes):
                 raise LocalFullError("no room for fetched blocks")
+
+    def redo(self, first_byte: int, sizes: dict[str, int]) -> None:
+        """Have those clean blocks uploaded again that the remote lacks; see `Doubt.lacking`."""
+        with self._db.transaction():
+            for block_id, size_bytes in self.doubt.lacking(first_byte, sizes):
+                self._make_dirty(block_id, size_bytes, refs=REDONE_REFS)
 
     # What nothing names -----------------------------------------------------------------------
 

@@ -116,10 +116,11 @@ class Checkpoints:
         self._info = info
         self._settling = settling
 
-    def has(self, epoch: int) -> bool:
-        """Whether the remote has a checkpoint of this machine at this epoch."""
+    def epochs(self) -> set[int]:
+        """The epochs of which the remote has a checkpoint of this machine."""
         folder = f"checkpoint/{self._db.get_meta('machine'):016x}"
-        return any(parse_epoch(entry.name) == epoch for entry in self._remote.list(folder))
+        found = (parse_epoch(entry.name) for entry in self._remote.list(folder))
+        return {epoch for epoch in found if epoch is not None}
 
     def start_over(self) -> None:
         """Trust none of the chunks that were put so far: the remote has lost something."""

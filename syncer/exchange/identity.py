@@ -28,7 +28,14 @@ import secrets
 from collections.abc import Callable
 
 from syncer.errors import AccessError, TemporaryError
-from syncer.exchange.writers import Writers, mark_key
+from syncer.exchange.wire import log_folder
+from syncer.exchange.writers import (
+    Writers,
+    mark_key,
+    new_machine,
+    note_machine,
+    shares_numbers,
+)
 from syncer.metadata.db import Database
 from syncer.remote.base import Remote
 
@@ -53,6 +60,8 @@ class Identity:
         self._note = note
         #: Whether the last `begin` could leave a mark.
         self.is_marked = False
+        #: Whether the mark that was left last was gone when the next one was to be left.
+        self.has_lost_mark = False
 
     def begin(self, *, needs_mark: bool = True) -> bool:
         """Leave a mark; False if another data directory has this machine's id.
@@ -64,8 +73,10 @@ class Identity:
             return False
         machine: int = self._db.get_meta("machine")
         former = self._writers.marks(machine)
+        known = self._known()
+        self.has_lost_mark = bool(known) and known[-1] not in former
         token = secrets.token_hex(16)
-        forgotten = [known for known in self._known() if known not in former]
+        forgotten = [each for each in known if each not in former]
         tokens = [*forgotten[-_REMEMBERED:], *former, token]
         self._db.set_meta("marks", " ".join(tokens))
         self._db.sync()
@@ -96,6 +107,35 @@ class Identity:
         """The key of the mark that was left last, or None if there is none."""
         known = self._known()
         return mark_key(self._db.get_meta("machine"), known[-1]) if known else None
+
+    def own_keys(self) -> list[str]:
+        """What the remote must have of this machine: its mark; and its newest segment, unless a
+        checkpoint has made that superfluous."""
+        newest: str = self._db.get_meta("parent_segment")
+        is_own = newest.startswith(log_folder(self._db.get_meta("machine")))
+        is_needed = is_own and self._db.get_meta("published") > self._db.get_meta("checkpoint")
+        return [key for key in (self.mark(), newest if is_needed else "") if key]
+
+    def renumber(self, name: str) -> None:
+        """See to it that no other machine makes nodes with the same numbers. `name` is what others
+        call this one."""
+        machine: int = self._db.get_meta("machine")
+        if shares_numbers(self._remote, machine):
+            machine = new_machine(self._remote)
+            self._db.set_meta("machine", machine)
+            self._db.set_meta("marks", "")
+            self.begin()
+            note_machine(self._remote, machine, name, "follower", 0)
+
+    def is_gone(self) -> bool:
+        """Whether the last look at the chain has missed the mark.
+
+        Only a remote that goes back to an older state loses it: who else removes it has left
+        another.
+        """
+        known = self._known()
+        machine: int = self._db.get_meta("machine")
+        return self.is_marked and bool(known) and known[-1] not in self._writers.marks(machine)
 
     def is_shared(self) -> bool:
         """Whether the last look at the chain has found an unknown mark under this machine's id."""

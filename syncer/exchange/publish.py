@@ -32,7 +32,7 @@ is a copy or a restored backup, and that the other copy is ahead: it must not pu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from syncer.errors import CorruptError
@@ -71,8 +71,8 @@ ReadyObjects = Callable[[Identity, int, int, str], list[tuple[str, bytes]]]
 class Looks:
     """How to make sure who the writer is; what these raise is raised."""
 
-    first: Callable[[], None]
-    """The look of step 2."""
+    first: Callable[[], bool]
+    """The look of step 2; false if the log is to be looked at first, since the remote was away."""
     keys: Callable[[], Collection[str]]
     """What step 4 looks for."""
     behind: Callable[[frozenset[str]], None]
@@ -128,6 +128,8 @@ class Publisher:
         self.backlog = Backlog()
         #: A dirty block that the next epoch to be published names.
         self._missing_block: bytes | None = None
+        #: Whether the remote has lost published segments, as of the last `adopt`.
+        self.has_gap = False
 
     def newest_closed(self) -> int:
         """The newest closed epoch that is power-safe, its local blocks too.
@@ -144,12 +146,13 @@ class Publisher:
         With `is_ahead`, somebody waits for what is whole in a moment: begin with that.
         """
         if self._settling.has_lost():
-            self._make_up_for_loss()
+            self.make_up_for_loss()
         publication = self._prepare(is_ahead)
         if publication is None:
             return False
         self._db.sync()
-        self._looks.first()
+        if not self._looks.first():
+            return False
         there = self._put(publication)
         if there is None:
             return False
@@ -211,28 +214,33 @@ class Publisher:
             self._db.set_meta("published", last)
             self._db.set_meta("parent_segment", key)
 
-    def adopt(self) -> bool:
+    def adopt(self, began_after: int = 0) -> bool:
         """Take note of own segments on the remote that a crash let this database forget.
 
-        And see whether the remote has lost some, as after a restoration of its disk; then a new
-        checkpoint makes up for them. False if there are segments that this database would not
-        have written.
+        And see whether the remote has lost some, as after a restoration of its disk: `has_gap`;
+        then a new checkpoint makes up for them. `began_after` is the last epoch before this
+        generation. False if there are segments that this database would not have written.
         """
         published: int = self._db.get_meta("published")
         checkpoint: int = self._db.get_meta("checkpoint")
         self.backlog = Backlog(is_void=self.backlog.is_void)
-        lasts = {0}
-        for span, size_bytes in self._own_segments():
-            lasts.add(span[1])
+        segments = self._own_segments()
+        spans = [span for span, _size_bytes in segments]
+        for span, size_bytes in segments:
             if span[1] > checkpoint:
                 self.backlog.add(size_bytes)
             if span[1] > published and not self._take(span):
                 return False
-        if published not in lasts and not self._checkpoints.has(published):
-            self._make_up_for_loss()
+        self.has_gap = False
+        if not _lead_to(published, {0}, spans):
+            made = self._checkpoints.epochs()
+            self.has_gap = not _lead_to(published, {began_after, *made}, spans)
+            if self.has_gap or not _lead_to(published, made, spans):
+                self.make_up_for_loss()
         return True
 
-    def _make_up_for_loss(self) -> None:
+    def make_up_for_loss(self) -> None:
+        """Have a new checkpoint made, which trusts nothing of the old ones."""
         self._checkpoints.start_over()
         self.backlog.is_void = True
 
@@ -285,6 +293,15 @@ class Publisher:
         if is_own:
             self._commit(key, segment.last)
         return is_own
+
+
+def _lead_to(epoch: int, starts: set[int], spans: Sequence[tuple[int, int]]) -> bool:
+    """Whether segments, given in order, go on from one of the starts up to an epoch."""
+    reached = set(starts)
+    for first, last in spans:
+        if first - 1 in reached:
+            reached.add(last)
+    return epoch in reached
 
 
 def _last_of_segment(reader: Reader, first: int, closed: int) -> int:

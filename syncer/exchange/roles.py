@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
@@ -36,19 +35,20 @@ from syncer.exchange.recover import (
     reload,
 )
 from syncer.exchange.rows import MAX_EPOCH
+from syncer.exchange.setback import GAP, LOST_ROLE, RedoBlocks, Setback
 from syncer.exchange.settling import Settling
+from syncer.exchange.standing import ExchangeStatus
 from syncer.exchange.writers import (
     Chain,
     RepositoryInfo,
     Writers,
     is_description_of,
     new_machine,
+    next_node,
     note_machine,
-    shares_numbers,
 )
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
-from syncer.metadata.node import node_base
 from syncer.metadata.pruning import prune
 from syncer.remote.base import Remote
 from syncer.remote.retry import again
@@ -63,27 +63,7 @@ _NOTE_SECONDS = 3600.0
 _LOOK_SECONDS = 5.0
 #: For so long a look that was taken ahead of a publication is its first one.
 _LOOK_HOLDS_SECONDS = 1.0
-_NODES_PER_MACHINE = 1 << 40
 _COPY = "this data directory is a copy or was restored from a backup"
-
-
-@dataclass(frozen=True)
-class ExchangeStatus:
-    """What `status` shows of the exchange. An epoch is the changes of some seconds."""
-
-    role: str
-    """"writer", "follower" or "displaced"."""
-    generation: int
-    writer: str
-    """The name of the machine that may publish, "" if it is not known yet."""
-    published: int
-    """The newest epoch that the remote has; of a follower: that it has applied."""
-    unpublished: int
-    """Closed epochs that the remote lacks."""
-    ignored_segments: int
-    """Segments that were found to be published by a displaced writer, too late to count."""
-    error: str
-    """The last error in words, "" if the last attempt went well."""
 
 
 class Exchange:
@@ -102,6 +82,7 @@ class Exchange:
         ready_objects: ReadyObjects = lambda identity, first, last, parent: [],
         wait_uploaded: Callable[[], bool] = lambda: False,
         keep_stranded: Callable[[], None] = lambda: None,
+        redo_blocks: RedoBlocks = lambda first_byte, sizes: None,
     ) -> None:
         """`name` is what others call this machine, such as its host name.
 
@@ -110,7 +91,8 @@ class Exchange:
         `ready_objects` and `wait_uploaded` are for the `Publisher`. `before_writing` is called in
         the transaction that makes this machine the writer; `note_marks` with what `identity` must
         not forget; `keep_stranded` by a displaced writer until it raises nothing, to have its
-        blocks stay here. From now on, `remote` is used only where it holds this repository.
+        blocks stay here; `redo_blocks` is for `Setback`. From now on, `remote` is used only where
+        it holds this repository.
         """
         info = RepositoryInfo(db.get_meta("uuid"), db.get_meta("seed"))
         remote.expect(partial(is_description_of, info))
@@ -140,8 +122,12 @@ class Exchange:
         )
         self._checkpoints = Checkpoints(db, remote, info, settling)
         self._identity = Identity(db, remote, self._writers, note_marks)
+        self._setback = Setback(db, remote, redo_blocks)
         self._is_identified = False
         self._is_adopted = False
+        #: `Remote.arrivals` as of then, and where this generation began.
+        self._adopted_at = 0
+        self._began_after = 0
         self._is_settled = False
         self._is_kept = False
         self._looked_at = 0.0
@@ -159,9 +145,9 @@ class Exchange:
         And a follower has none: it would lay its small rewrites over what others have written.
         """
         is_even = self._publisher.newest_closed() <= self._db.get_meta("published")
+        is_even = is_even and not self._setback.text
         is_stranded = stranded.count(self._db) > 0
-        # What an unclean end left is yet to be made whole, and that makes changes.
-        is_whole = not self._db.query("SELECT 1 FROM orphan UNION ALL SELECT 1 FROM provisional")
+        is_whole = stranded.is_whole(self._db)
         if self.role == "displaced" and is_even and is_whole and not is_stranded:
             self._db.set_meta("role", "follower")
         elif self.role == "follower" and is_stranded:
@@ -171,6 +157,16 @@ class Exchange:
     def role(self) -> str:
         """ "writer", "follower" or "displaced"."""
         return str(self._db.get_meta("role"))
+
+    @property
+    def setback(self) -> str:
+        """Why what was published may not be on the remote any more, for people; "" if it is."""
+        return self._setback.text
+
+    @property
+    def has_lost_role(self) -> bool:
+        """Whether the remote has lost that this machine is the writer."""
+        return self._setback.has_lost_role
 
     def status(self) -> ExchangeStatus:
         """The state of things, without a wait and without asking the remote."""
@@ -213,13 +209,13 @@ class Exchange:
             if not self._is_settled:
                 self.check_writer()
             return self._starts_over()
-        if looks_ahead and self._is_adopted and not self._has_looked_ahead():
+        if looks_ahead and self._is_up_to_date() and not self._has_looked_ahead():
             self.check_writer()
             self._look_holds_until = time.monotonic() + _LOOK_HOLDS_SECONDS
         # A checkpoint has steps of its own: who waits for a publication does not wait for it.
         if self.publish_once(is_ahead=is_ahead):
             return True
-        if not self._publisher.backlog.is_due:
+        if not self._publisher.backlog.is_due or not self._setback.may_checkpoint():
             return False
         self._checkpoint_step()
         return True
@@ -233,39 +229,59 @@ class Exchange:
         machine has become the writer.
         """
         with self._turn:
-            if not self._is_adopted:
-                self._identify(needs_mark=True)
-                self.check_writer()
-                if not self._publisher.adopt():
-                    self._renew_identity()
-                self._is_adopted = True
+            if not self._is_up_to_date():
+                self._adopt()
+            self._setback.compare()
             self._note_machine()
             try:
-                is_published = self._publisher.publish(is_ahead=is_ahead)
+                is_published = False
+                if not self._setback.has_gap:
+                    is_published = self._publisher.publish(is_ahead=is_ahead)
+                if time.monotonic() - self._looked_at >= _LOOK_SECONDS:
+                    self.check_writer()
             except SyncerError:
-                # Perhaps the remote has the segment, and only its answer was lost.
+                # Perhaps the remote has the segment, and only its answer was lost; or it is away,
+                # and comes back as it was before.
                 self._is_adopted = False
                 raise
-            if time.monotonic() - self._looked_at >= _LOOK_SECONDS:
-                self.check_writer()
-            return is_published
+            return is_published or not self._is_up_to_date()
+
+    def _adopt(self) -> None:
+        """See what the remote has of what this machine has published."""
+        self._identify(needs_mark=True)
+        self.check_writer()
+        self._adopted_at = self._remote.arrivals
+        if not self._publisher.adopt(self._began_after):
+            self._renew_identity()
+        if self._publisher.has_gap:
+            self._setback.note(GAP)
+        elif self._setback.has_gap:
+            # Of an earlier process.
+            self._publisher.make_up_for_loss()
+        self._is_adopted = True
+
+    def _is_up_to_date(self) -> bool:
+        return self._is_adopted and self._adopted_at == self._remote.arrivals
 
     def _has_looked_ahead(self) -> bool:
         return time.monotonic() < self._look_holds_until
 
-    def _look_first(self) -> None:
+    def _look_first(self) -> bool:
         if not self._has_looked_ahead():
             self.check_writer()
         self._look_holds_until = 0.0
+        return self._is_up_to_date()
 
     def _keys_behind(self) -> Collection[str]:
         claim = self._writers.later_claim(self._db.get_meta("generation"))
-        mark = self._identity.mark()
-        return [claim] if mark is None else [claim, mark]
+        return [claim, *self._identity.own_keys()]
 
     def _look_behind(self, there: frozenset[str]) -> None:
-        if there != {self._identity.mark()}:
+        if there != set(self._identity.own_keys()):
             self.check_writer()
+            self._is_adopted = False
+            if any(key.startswith("log/") for key in self._identity.own_keys() if key not in there):
+                self._setback.note(GAP)
 
     # Who the writer is
 
@@ -276,15 +292,25 @@ class Exchange:
             self._looked_at = time.monotonic()
             if self._is_identified and self._identity.is_shared():
                 self._renew_identity()
+            if self._is_identified and self._identity.is_gone():
+                self._is_identified = self._is_adopted = False
             generation: int = self._db.get_meta("generation")
+            machine: int = self._db.get_meta("machine")
             newest = chain.newest
-            if newest is None or newest.generation < generation:
-                raise CorruptError(f"{self._remote.name} has lost who the repository's writer is")
+            is_lost = newest is None or newest.generation < generation
+            if self.role == "writer" and (is_lost or not chain.has(generation, machine)):
+                self._setback.note(LOST_ROLE)
+                is_lost = True
+            if newest is None or is_lost:
+                raise CorruptError(
+                    f"{self._remote.name} has lost who the repository's writer is; save what only"
+                    " this computer has with syncer export, then make a new clone"
+                )
             self._writer_name = newest.name
-            is_newest = (newest.generation, newest.machine) == (
-                generation,
-                self._db.get_meta("machine"),
-            )
+            is_newest = (newest.generation, newest.machine) == (generation, machine)
+            if self.role == "writer":
+                self._setback.note_role()
+                self._began_after = chain.links[-1].after
             if is_newest and self.role == "writer":
                 return
             if is_newest:
@@ -295,8 +321,12 @@ class Exchange:
 
     def _identify(self, *, needs_mark: bool) -> None:
         """Make sure, once, that no other data directory has this machine's id."""
-        if not self._is_identified and not self._identity.begin(needs_mark=needs_mark):
-            self._renew_identity()
+        if not self._is_identified:
+            is_own = self._identity.begin(needs_mark=needs_mark)
+            if self._identity.has_lost_mark and self.role == "writer":
+                self._setback.note()
+            if not is_own:
+                self._renew_identity()
         self._is_identified = True
 
     def _renew_identity(self) -> None:
@@ -334,14 +364,10 @@ class Exchange:
             self._keep()
             return False
         # Its epochs are not those of the history: all that is here is made anew.
-        reload(self._db, self._remote, self._info, self._forget_stranded)
+        reload(self._db, self._remote, self._info, partial(stranded.forget, self._db))
         self._epochs.restart()
         self._on_applied(None)
         return True
-
-    def _forget_stranded(self) -> None:
-        self._db.execute("DELETE FROM outbox")
-        self._db.set_meta("role", "follower")
 
     def _keep(self) -> None:
         if not self._is_kept:
@@ -375,7 +401,7 @@ class Exchange:
                 self._is_identified = False
             self._identify(needs_mark=True)
             self.follow()
-            self._renumber()
+            self._identity.renumber(self._name)
             machine: int = self._db.get_meta("machine")
             claim = self._writers.claim(machine, self._name)
             self._follow(as_claimant=True)
@@ -391,7 +417,7 @@ class Exchange:
                 self._before_writing()
                 self._db.execute("DELETE FROM chunk")
                 self._db.set_meta("checkpoint", 0)
-                self._db.set_meta("next_node", self._next_node(machine))
+                self._db.set_meta("next_node", next_node(self._db, machine))
                 self._db.set_meta("generation", claim.generation)
                 self._db.set_meta("writer", machine)
                 self._db.set_meta("role", "writer")
@@ -399,27 +425,6 @@ class Exchange:
             self._noted_at = None
             self._epochs.restart()
             self._on_applied(None)
-
-    def _renumber(self) -> None:
-        """See to it that no other machine makes nodes with the same numbers."""
-        machine: int = self._db.get_meta("machine")
-        if shares_numbers(self._remote, machine):
-            machine = new_machine(self._remote)
-            self._db.set_meta("machine", machine)
-            self._db.set_meta("marks", "")
-            self._identity.begin()
-            note_machine(self._remote, machine, self._name, "follower", 0)
-
-    def _next_node(self, machine: int) -> int:
-        base = node_base(machine)
-        newest = base
-        for table in ("node", "node_past"):
-            row = self._db.query_one(
-                f"SELECT max(id) FROM {table} WHERE id BETWEEN ? AND ?",
-                (base, base + _NODES_PER_MACHINE - 1),
-            )
-            newest = max(newest, row[0] or 0 if row else 0)
-        return newest + 1
 
     def _note_machine(self) -> None:
         now = time.monotonic()
@@ -489,5 +494,7 @@ class Exchange:
             return False
         self.check_writer()
         self._publisher.backlog = Backlog()
+        if self._setback.may_checkpoint():
+            self._setback.end()
         self._checkpoints.clean_up(thoroughly=thoroughly)
         return True

@@ -32,6 +32,11 @@ def count(db: Database) -> int:
     return int(row[0])
 
 
+def is_whole(db: Database) -> bool:
+    """Whether an unclean end has left nothing that is yet to be made whole: that makes changes."""
+    return not db.query("SELECT 1 FROM orphan UNION ALL SELECT 1 FROM provisional")
+
+
 def is_nothing(db: Database) -> bool:
     """Whether nobody would see anything of what is not published, such as writes to a removed file.
 
@@ -41,6 +46,12 @@ def is_nothing(db: Database) -> bool:
         return False
     with db.snapshot() as reader:
         return next(changes(reader, db.get_meta("published") + 1, MAX_EPOCH), None) is None
+
+
+def forget(db: Database) -> None:
+    """Be a follower from now on. In the caller's transaction."""
+    db.execute("DELETE FROM outbox")
+    db.set_meta("role", "follower")
 
 
 def keep_blocks(db: Database, blocks: Blocks) -> None:

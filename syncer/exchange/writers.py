@@ -47,6 +47,7 @@ _HASH = "xxh3-128"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 #: More changes of the writer than any person makes; a list that is longer is an attack.
 _MAX_GENERATIONS = 10_000
+_NODES_PER_MACHINE = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,10 @@ class Chain:
         settled = self.links[-1].generation if self.links else 0
         return self.newest is not None and self.newest.generation != settled
 
+    def has(self, generation: int, machine: int) -> bool:
+        """Whether it was, or is, this machine that writes a generation."""
+        return any((link.generation, link.machine) == (generation, machine) for link in self.links)
+
     def link_of(self, epoch: int) -> Link | None:
         """Who wrote, or is to write, this epoch."""
         for link in reversed(self.links):
@@ -116,6 +121,18 @@ def shares_numbers(remote: Remote, machine: int) -> bool:
     """Whether another machine of the repository makes nodes with the same numbers."""
     others = (other for other in _machines(remote) if other != machine)
     return any(node_base(other) == node_base(machine) for other in others)
+
+
+def next_node(db: Database, machine: int) -> int:
+    """The number behind those of all nodes of a machine's that the database knows."""
+    newest = base = node_base(machine)
+    for table in ("node", "node_past"):
+        row = db.query_one(
+            f"SELECT max(id) FROM {table} WHERE id BETWEEN ? AND ?",
+            (base, base + _NODES_PER_MACHINE - 1),
+        )
+        newest = max(newest, row[0] or 0 if row else 0)
+    return newest + 1
 
 
 def _machines(remote: Remote) -> list[int]:
@@ -243,10 +260,12 @@ class Writers:
         self._remote = remote
         self._info = info
         self._until = until
-        # What is under writers/ never changes once it is there.
+        # What is under writers/ never changes once it is there; only a remote that goes back to an
+        # older state loses some, and may get others in their places.
         self._claims: dict[int, Claim] = {}
         self._starts: dict[int, tuple[int, int, str]] = {}
-        # As of the last look.
+        # As of the last look: names, with sizes and times of change.
+        self._listed: dict[str, tuple[int, float]] = {}
         self._marks: set[tuple[int, str]] = set()
 
     def look(self) -> Chain:
@@ -254,11 +273,18 @@ class Writers:
 
         Raises CorruptError or FormatError.
         """
-        names = [entry.name for entry in self._remote.list("writers")]
+        entries = self._remote.list("writers")
+        names = {entry.name: (entry.size_bytes, entry.mtime_seconds) for entry in entries}
         if len(names) > 2 * _MAX_GENERATIONS:
             raise CorruptError("writers/ holds impossibly many objects")
         marks = (re.fullmatch(r"([0-9a-f]{16})\.([0-9a-f]{32})", name) for name in names)
         self._marks = {(int(mark[1], 16), mark[2]) for mark in marks if mark}
+        same = {name for name, found in names.items() if self._listed.get(name) == found}
+        self._listed = names
+        self._claims = {each: self._claims[each] for each in self._claims if _name(each) in same}
+        self._starts = {
+            each: self._starts[each] for each in self._starts if f"{_name(each)}.start" in same
+        }
         for name in names:
             match = re.fullmatch(r"([0-9]{8})(\.start)?", name)
             if match is None or not int(match[1]):
@@ -367,8 +393,12 @@ class Writers:
         self._remote.put(f"{_key(generation)}.start", body)
 
 
+def _name(generation: int) -> str:
+    return f"{generation:08d}"
+
+
 def _key(generation: int) -> str:
-    return f"writers/{generation:08d}"
+    return f"writers/{_name(generation)}"
 
 
 def mark_key(machine: int, token: str) -> str:

@@ -74,7 +74,7 @@ class Parts:
     remote: Remote
     exchange: Exchange
     #: Makes everything power-safe, and closes the epoch.
-    close_epoch: Callable[[], object]
+    close_epoch: Callable[[], None]
     is_mounted: bool
 
 

@@ -89,7 +89,7 @@ class Pruner:
         remote: Remote,
         *,
         config: Callable[[], Config],
-        close_epoch: Callable[[], object],
+        close_epoch: Callable[[], None],
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         """`close_epoch` makes history of all that was written so far, and has it published."""

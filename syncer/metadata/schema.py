@@ -317,6 +317,8 @@ META_KEYS = frozenset(
         "sweep_ns",  # when the remote is to be searched for garbage next; 0: not before a prune
         "redo_key",  # under which the last process that wrote here made its redo log, see `redo`
         "redo_sequence",  # of the log's newest transaction that SQLite has committed
+        "doubtful",  # 1: the remote may lack blocks that are clean here, so nothing is evicted
+        "setback",  # why what is published may not be on the remote any more, see `setback`
         "parent_segment",  # key of the newest segment, which the next one names as its parent
     }
 )

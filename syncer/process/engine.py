@@ -157,6 +157,7 @@ class Engine:
             ready_objects=self._journal.objects,
             wait_uploaded=lambda: self._transfer.wait_uploaded(_LAST_BLOCKS_SECONDS),
             keep_stranded=self._keep_stranded,
+            redo_blocks=self._blocks.redo,
         )
         self._loop = ExchangeLoop(self._exchange, after_step=self._note_role)
         self._outbox = Outbox(self._db)
@@ -182,21 +183,13 @@ class Engine:
             self._exchange,
             self._remote,
             config=lambda: self.config,
-            close_epoch=lambda: self._committer.round(seal=True),
+            close_epoch=self._close_epoch,
         )
         self.past = TimeMachine(
-            self._db,
-            self._tree,
-            self._contents,
-            self._blocks,
-            history,
-            moments,
-            close_epoch=lambda: self._committer.round(seal=True),
-            refusal=lambda: self.vfs.read_only,
-        )
-        self.stranded = Stranded(
-            self._outbox, self._tree, files, close_epoch=lambda: self._committer.round(seal=True)
-        )
+            self._db, self._tree, self._contents, self._blocks, history, moments,
+            close_epoch=self._close_epoch, refusal=lambda: self.vfs.read_only,
+        )  # fmt: skip
+        self.stranded = Stranded(self._db, self._outbox, self._tree, files, self._close_epoch)
         self._capacity = Capacity(self._remote)
         self._note_role()
 
@@ -317,6 +310,9 @@ class Engine:
         self._db.set_meta("boot", "")
         self._db.sync()
 
+    def _close_epoch(self) -> None:
+        self._committer.round(seal=True)
+
     def _on_closed(self) -> None:
         self._transfer.kick()
         self._loop.kick()
@@ -396,7 +392,7 @@ class Engine:
         buffered = max(self.vfs.files.unsaved_count(), patched)
         is_safe = oldest_epoch is None and not transfer.dirty_blocks and not buffered
         # Nobody knows where the server is that has it all.
-        is_safe = is_safe and health.state is not State.FOREIGN
+        is_safe = is_safe and health.state is not State.FOREIGN and not self._exchange.setback
         return {
             "safe": is_safe,
             "dirty_bytes": transfer.dirty_bytes,
@@ -445,7 +441,8 @@ class Engine:
     def _errors(self, worker_failure: str) -> list[str]:
         stop = self._stop_text()
         of_threads = (worker_failure, self._loop.error, self.pruner.error)
-        found = (stop, "" if stop else self._committer.error, *of_threads)
+        committer = "" if stop else self._committer.error
+        found = (stop, committer, *of_threads, self._exchange.setback)
         return [text for text in found if text]
 
     def _age_seconds(self, epoch: int | None) -> float:
@@ -478,7 +475,7 @@ class Engine:
             self._blocks,
             self._remote,
             self._exchange,
-            close_epoch=lambda: self._committer.round(seal=True),
+            close_epoch=self._close_epoch,
             is_mounted=self._started,
         )
         Fsck(parts, options, report, tell).check()

@@ -102,9 +102,9 @@ class Flusher:
                 self._loop.wait_for(step, min(_PUBLICATION_SECONDS, remaining_seconds))
             status = self._status()
             progress(status)
-            if self._outbox.is_empty_up_to(newest):
+            if self._outbox.is_empty_up_to(newest) and not self._exchange.setback:
                 return status
-            if self._exchange.role == "displaced":
+            if self._exchange.role == "displaced" or self._exchange.has_lost_role:
                 self._exchange.check_writer()
             if obstacle := obstacles.to_give_up_for(status):
                 raise _unfinished(status, obstacle)

@@ -15,6 +15,9 @@ from typing import Any
 
 from syncer.codec import BLOCK_BYTES
 from syncer.errors import AccessError, ForeignError, SyncerError
+from syncer.exchange.setback import LOST_ROLE
+from syncer.maintain.invariants import missing_from_outbox
+from syncer.metadata.db import Database
 from syncer.metadata.node import ROOT, Node
 from syncer.metadata.outbox import Outbox
 from syncer.metadata.tree import Tree
@@ -37,9 +40,15 @@ class Stranded:
     """A data directory's changes that are not published. Safe for use from several threads."""
 
     def __init__(
-        self, outbox: Outbox, tree: Tree, files: Files, close_epoch: Callable[[], object]
+        self,
+        db: Database,
+        outbox: Outbox,
+        tree: Tree,
+        files: Files,
+        close_epoch: Callable[[], None],
     ) -> None:
         """`close_epoch` makes all that was written so far part of the metadata."""
+        self._db = db
         self._outbox = outbox
         self._tree = tree
         self._files = files
@@ -79,7 +88,7 @@ class Stranded:
     def _changes(self, result: _Result) -> Iterator[tuple[bytes, Node]]:
         """The paths that lead to what is not published, each once; parents come first."""
         found: dict[bytes, Node] = {}
-        for number, name in self._outbox.changed_keys():
+        for number, name in self._changed():
             path, child = self._tree.path_of(number), number
             if path == b"?":
                 continue  # its folder, or all of its names, are gone as well
@@ -95,6 +104,18 @@ class Stranded:
                 found[path] = node
         result.removed.sort()
         yield from sorted(found.items(), key=lambda change: change[0])
+
+    def _changed(self) -> list[tuple[int, bytes]]:
+        """The nodes and names of which the remote does not know what they are now."""
+        changed = list(self._outbox.changed_keys())
+        if self._db.get_meta("setback", "") != LOST_ROLE:
+            return changed
+        # No more than what others have written is sure to be there.
+        machine: int = self._db.get_meta("machine")
+        row = self._db.query_one("SELECT max(seq) FROM epoch WHERE machine != ?", (machine,))
+        shared = row[0] or 0 if row else 0
+        lost = self._db.query(missing_from_outbox(shared))
+        return [*changed, *((node, name) for _epoch, node, name in lost)]
 
     def _write(self, node: Node, place: Path, path: str, result: _Result) -> None:
         if node.target is not None:

@@ -46,7 +46,7 @@ class TimeMachine:
         history: History,
         moments: Moments,
         *,
-        close_epoch: Callable[[], object],
+        close_epoch: Callable[[], None],
         refusal: Callable[[], str | None],
     ) -> None:
         """`close_epoch` makes history of all that was written so far; `refusal` says why nothing

@@ -228,6 +228,13 @@ class Remote(ABC):
         the place, and whenever another one may have come to be there since.
         """
 
+    @property
+    def arrivals(self) -> int:
+        """How often the repository was found to be there anew (`expect`): after it was away, if
+        only for one connection, or where something was different about it. An older state of it may
+        have come by then."""
+        return 0
+
     def prepare(self) -> None:  # noqa: B027  most have nothing to prepare
         """Have calls to come find the remote reachable, if it is; returns at once."""
 

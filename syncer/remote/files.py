@@ -143,6 +143,9 @@ class Files(ABC):
 class FileRemote(Remote):
     """A remote that keeps each object in a file. Subclasses say where and how."""
 
+    _has_connections = False
+    """Whether several places (`Files.place`) lead to it at once, and one more tells nothing new."""
+
     def __init__(self, name: str) -> None:
         self._name = name
         self.health = Health()
@@ -153,6 +156,11 @@ class FileRemote(Remote):
         #: Places (`Files.place`) where the repository is known to be the expected one. Replaced,
         #: not emptied, so that what was read before an outage counts for nothing after it.
         self._recognised: set[Hashable] = set()
+        self._arrivals = 0
+
+    @property
+    def arrivals(self) -> int:
+        return self._arrivals
 
     @property
     def name(self) -> str:
@@ -187,9 +195,12 @@ class FileRemote(Remote):
             try:
                 return self._perform(act, urgent=urgent, repeatable=repeatable)
             except OfflineError:
-                # When it is back, it may be another one.
-                self._recognised = set()
+                self._forget_places()
                 raise
+
+    def _forget_places(self) -> None:
+        """It was away: what is there when it is back may be another one, or an older state."""
+        self._recognised = set()
 
     def expect(self, is_expected: Callable[[bytes], bool]) -> None:
         self._is_expected = is_expected
@@ -220,6 +231,9 @@ class FileRemote(Remote):
                 f"{self.name} holds another repository than this data directory's:"
                 " is the right disk mounted there?"
             )
+        if not recognised or not self._has_connections:
+            # Of several threads at once, one counts for all.
+            self._arrivals += 1
         recognised.add(place)
 
     def _is_absent(self) -> OfflineError:

@@ -26,6 +26,8 @@ TRANSPORTS = ("auto", "ssh", "paramiko")
 class SftpRemote(FileRemote):
     """Objects in a folder on a server; `make_stream` makes one to it, to be opened in a time."""
 
+    _has_connections = True
+
     def __init__(
         self,
         location: Location,
@@ -59,6 +61,9 @@ class SftpRemote(FileRemote):
     def _connect(self, lost_seconds: float) -> Connection:
         """Open a connection. Its end, here, is no reason to try another at once."""
         timeout_seconds = self._timeout_seconds
+        if lost_seconds:
+            # The computer may have slept for a day.
+            self._forget_places()
         # A ping takes half of it at most.
         limit_seconds = max(timeout_seconds - lost_seconds, timeout_seconds / 2)
         try:
@@ -88,6 +93,7 @@ class SftpRemote(FileRemote):
             # The server may have been restarted: then all connections are gone, and a new one
             # works at once.
             self._pool.drop_idle()
+            self._forget_places()
             if not repeatable:
                 raise
         return self._perform_once(action, urgent)

@@ -228,6 +228,8 @@ class ServedWorld:
         # What had not settled, and is lost, is made up for.
         while self.rig.exchange.step():
             pass
+        self.rig.publish()
+        self.settle()
         self.evict()
         assert not self.rig.blocks.usage().local_blocks
         for path, content in self.files.items():
