@@ -16,6 +16,7 @@ A crash anywhere leaves what a crash without a flush may leave there.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 from syncer.blocks.store import Blocks
 from syncer.errors import (
     CorruptError,
+    ForeignError,
     HostKeyError,
     LoginError,
     SyncerError,
@@ -105,7 +107,9 @@ class Flusher:
             if self._outbox.is_empty_up_to(newest) and not self._exchange.setback:
                 return status
             if self._exchange.role == "displaced" or self._exchange.has_lost_role:
-                self._exchange.check_writer()
+                # Of a server that is away, the obstacles tell.
+                with contextlib.suppress(TemporaryError):
+                    self._exchange.check_writer()
             if obstacle := obstacles.to_give_up_for(status):
                 raise _unfinished(status, obstacle)
             if time.monotonic() > deadline:
@@ -154,7 +158,7 @@ class _Obstacles:
             failure
             for failure in (*failures, self._exchange.failure)
             # What they were told while the server was out of reach: the health knows better.
-            if failure and not isinstance(failure, (LoginError, HostKeyError))
+            if failure and not isinstance(failure, (ForeignError, LoginError, HostKeyError))
         ]
 
     def to_give_up_for(self, status: Status) -> SyncerError | None:
