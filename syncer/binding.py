@@ -23,7 +23,6 @@ from typing import Any
 from syncer.errors import MountError
 from syncer.kernel import Invalidator, answer_init, is_dying, request_of, sleeps_of
 from syncer.libfuse import MountOptions, library_of
-from syncer.metadata.aliases import StalePath
 from syncer.metadata.node import Node
 from syncer.mount import CODEC, Operations, Refusal
 from syncer.statbuf import StatBuffer
@@ -76,7 +75,6 @@ def serve(
     """
     binding = _load(version)
     binding.options = options
-    binding.mountpoint = os.fsencode(mountpoint)
     failures: list[BaseException] = []
     binding.failures = failures
     module = binding.module
@@ -222,7 +220,6 @@ class _Common:
 
     operations: Operations | Refusal
     options: MountOptions
-    mountpoint: bytes
     failures: list[BaseException]
     """What kept the operations from starting; `serve` raises it."""
     module: Any
@@ -262,7 +259,7 @@ class _Common:
         self.operations = Refusal()
         self.module.fuse_exit()
 
-    def invalidate(self, stale: list[StalePath], *, waits: bool = True) -> None:
+    def invalidate(self, paths: list[bytes], *, waits: bool = True) -> None:
         """Have the kernel forget what it knows of these paths, if the binding can tell it."""
 
     def open(self, path: bytes, fip: Any) -> None:
@@ -378,16 +375,14 @@ class _Calls3(_Common):
         wanted.time_gran = 1
         library = self.module._libfuse
         fuse = library.fuse_get_context().contents.fuse
-        # Under the writeback cache the kernel keeps a file's size for as long as it knows it.
-        owns_sizes = bool(wanted.want & _CAP_WRITEBACK_CACHE)
-        self._invalidator = Invalidator(library, fuse, self.mountpoint if owns_sizes else None)
+        self._invalidator = Invalidator(library, fuse)
         self.operations.set_cache_dropper(self._invalidator.hand_over)
         # Before the answer: libfuse's other threads serve requests as soon as the kernel has it.
         self.operations.start()
         answer_init(library, fuse, wanted)
 
-    def invalidate(self, stale: list[StalePath], *, waits: bool = True) -> None:
-        self._invalidator.run(stale, waits=waits)
+    def invalidate(self, paths: list[bytes], *, waits: bool = True) -> None:
+        self._invalidator.run(paths, waits=waits)
 
     def getattr_fuse_3(self, path: bytes | None, buf: Any, fip: Any) -> None:
         self._looks += 1

@@ -16,7 +16,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from syncer.metadata.aliases import StalePath
 from syncer.vfs.caller import Request
 
 log = logging.getLogger(__name__)
@@ -41,10 +40,6 @@ _REQUESTS = {
 #: What the kernel holds may be much, and storing it may wait for room.
 _HAND_OVER_SECONDS = 60.0
 _SIGKILL_BIT = 1 << (signal.SIGKILL - 1)
-_ROOT_NUMBER = 1
-_AT_FDCWD = -100
-#: Types of file handles, without and with that of the folder.
-_FUSE_HANDLES = (0x81, 0x82)
 #: In /proc/PID/stat, behind the name.
 _FLAGS_FIELD, _EXIT_CODE_FIELD = 6, 49
 _PF_EXITING = 4
@@ -140,20 +135,17 @@ class Invalidator:
     """The thread `syncer-invalidator`: the kernel may answer a notice only when the request
     during which it was sent is over, so no request's own thread may send it."""
 
-    def __init__(self, library: Any, fuse: int, mountpoint: bytes | None) -> None:
-        """With `mountpoint` the kernel has sizes of its own, under the writeback cache, and takes
-        none from us for a file that it knows: there it is told to forget such a file's names."""
+    def __init__(self, library: Any, fuse: int) -> None:
         self._invalidate_path = library.fuse_invalidate_path
         self._invalidate_path.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
         self._fuse = fuse
-        self._names = None if mountpoint is None else _Names(library, fuse, mountpoint)
-        self._work: queue.SimpleQueue[tuple[list[StalePath], threading.Event]] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[list[bytes], threading.Event]] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="syncer-invalidator", daemon=True).start()
 
-    def run(self, stale: list[StalePath], *, waits: bool) -> None:
+    def run(self, paths: list[bytes], *, waits: bool) -> None:
         """Tell the kernel, and wait for it, but never long: it may be waiting for us."""
         done = threading.Event()
-        self._work.put((stale, done))
+        self._work.put((paths, done))
         if waits:
             done.wait(_INVALIDATE_SECONDS)
 
@@ -171,11 +163,9 @@ class Invalidator:
 
     def _run(self) -> None:
         while True:
-            stale, done = self._work.get()
+            paths, done = self._work.get()
             try:
-                self._tell([path for path, _ in stale])
-                if self._names is not None:
-                    self._names.forget([path for path, is_new in stale if is_new])
+                self._tell(paths)
             except Exception:
                 log.exception("the kernel could not be told what has changed")
             done.set()
@@ -183,57 +173,6 @@ class Invalidator:
     def _tell(self, paths: list[bytes]) -> None:
         for path in paths:
             self._invalidate_path(self._fuse, path)
-
-
-class _Names:
-    """Has the kernel forget names, and with them what it knows of their files, unless these are
-    open. It looks a name up again before it uses it again."""
-
-    def __init__(self, library: Any, fuse: int, mountpoint: bytes) -> None:
-        library.fuse_get_session.restype = ctypes.c_void_p
-        library.fuse_get_session.argtypes = [ctypes.c_void_p]
-        self._session = library.fuse_get_session(fuse)
-        self._invalidate_entry = library.fuse_lowlevel_notify_inval_entry
-        self._invalidate_entry.argtypes = [
-            ctypes.c_void_p, ctypes.c_uint64, ctypes.c_char_p, ctypes.c_size_t,
-        ]  # fmt: skip
-        self._mountpoint = mountpoint
-        self._libc = ctypes.CDLL(None)
-
-    def forget(self, paths: list[bytes]) -> None:
-        """Forget the last parts of these paths, as far as their folders can be found."""
-        for path in paths:
-            folder, _, name = path.rpartition(b"/")
-            number = self._number(folder) if folder else _ROOT_NUMBER
-            if number is not None:
-                self._invalidate_entry(self._session, number, name, len(name))
-
-    def _number(self, folder: bytes) -> int | None:
-        """The number by which kernel and libfuse call a folder, which libfuse tells nobody.
-
-        It stands in the handle of name_to_handle_at(2); see fuse_encode_fh in the kernel's
-        fs/fuse/inode.c: its upper half, its lower half, and a generation.
-        """
-        handle = _FileHandle(handle_bytes=_FileHandle.f_handle.size)
-        mount_id = ctypes.c_int()
-        place = self._mountpoint + folder
-        if self._libc.name_to_handle_at(
-            _AT_FDCWD, place, ctypes.byref(handle), ctypes.byref(mount_id), 0
-        ):
-            return None
-        if handle.handle_type not in _FUSE_HANDLES:
-            return None
-        return int(handle.f_handle[0]) << 32 | int(handle.f_handle[1])
-
-
-class _FileHandle(ctypes.Structure):
-    """struct file_handle, with room for a handle with its folder's."""
-
-    _fields_ = [
-        ("handle_bytes", ctypes.c_uint32),
-        ("handle_type", ctypes.c_int32),
-        ("f_handle", ctypes.c_uint32 * 6),
-    ]
 
 
 def request_of(thread: int) -> Request:

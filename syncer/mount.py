@@ -26,7 +26,6 @@ from syncer.errors import (
     SyncerError,
     TemporaryError,
 )
-from syncer.metadata.aliases import StalePath
 from syncer.metadata.history import PrunedError
 from syncer.metadata.node import Node
 from syncer.vfs.caller import Caller, Request
@@ -115,7 +114,7 @@ class Operations:
     def start(self) -> None:
         self._host.started()
 
-    def stale_paths(self) -> list[StalePath]:
+    def stale_paths(self) -> list[bytes]:
         return self._vfs.take_stale_paths()
 
     def attributes(self, target: Target) -> Node:
@@ -282,7 +281,7 @@ class Refusal:
     def error_number(self, error: Exception, operation: str) -> int:
         return errno.EIO
 
-    def stale_paths(self) -> list[StalePath]:
+    def stale_paths(self) -> list[bytes]:
         return []
 
     def __getattr__(self, name: str) -> Any:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.mounted import BINDINGS, mounted
-from tests.processes import wait_for
 
 pytestmark = pytest.mark.fuse
 
@@ -194,50 +192,3 @@ def test_a_copied_range_shows_in_the_size_by_a_removed_name(tmp_path: Path) -> N
             assert os.fstat(first.fileno()).st_size == 107
             os.ftruncate(second.fileno(), 3)
             assert os.fstat(first.fileno()).st_size == 3
-
-
-def test_a_file_that_grew_by_another_name_is_copied_whole(any_folder: Path) -> None:
-    """tar, cp and git read no further than the size that they are told."""
-    (any_folder / "a").write_bytes(b"hi")
-    os.link(any_folder / "a", any_folder / "b")
-    for name in ("a", "b"):
-        assert os.stat(any_folder / name).st_size == 2
-        assert (any_folder / name).read_bytes() == b"hi"
-    with (any_folder / "b").open("ab") as file:
-        file.write(b" and more")
-    assert os.stat(any_folder / "a").st_size == 11
-    shutil.copyfile(any_folder / "a", any_folder / "c")
-    assert (any_folder / "c").read_bytes() == b"hi and more"
-    os.truncate(any_folder / "a", 1)
-    assert os.stat(any_folder / "b").st_size == 1
-
-
-def test_a_log_that_was_given_another_name_while_it_was_open_is_copied_whole(
-    any_folder: Path,
-) -> None:
-    log, old = any_folder / "log", any_folder / "log.1"
-    with log.open("wb", buffering=0) as file:
-        os.link(log, old)
-        assert os.stat(old).st_size == 0
-        log.unlink()
-        file.write(b"a line after the rotation")
-    assert os.stat(old).st_size == len(b"a line after the rotation")
-    shutil.copyfile(old, any_folder / "copy")
-    assert (any_folder / "copy").read_bytes() == b"a line after the rotation"
-
-
-def test_a_name_that_is_looked_at_while_another_one_is_open_is_right_when_that_is_closed(
-    any_folder: Path,
-) -> None:
-    first, second = any_folder / "first", any_folder / "second"
-    with first.open("wb", buffering=0) as file:
-        file.write(bytes(10_000))
-        os.link(first, second)
-        assert os.stat(second).st_size == 10_000
-        with second.open("ab", buffering=0) as other:
-            other.write(bytes(10))
-        # What the kernel knows of the first one stays, as long as that is open.
-        os.stat(first)
-    # The end of a handle comes to us after `close`.
-    wait_for(lambda: os.stat(first).st_size == 10_010)
-    assert os.stat(second).st_size == 10_010

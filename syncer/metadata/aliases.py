@@ -9,15 +9,6 @@ of files that were removed while open (see `vfs.hidden`) are such names too.
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple
-
-
-class StalePath(NamedTuple):
-    """A path under which the kernel knows something that is no longer true."""
-
-    path: bytes
-    has_new_content: bool
-    """Not only attributes: what the file holds, or how much."""
 
 
 class _Stale(threading.local):
@@ -27,8 +18,7 @@ class _Stale(threading.local):
     """
 
     def __init__(self) -> None:
-        #: Number -> whether its content has changed.
-        self.numbers: dict[int, bool] = {}
+        self.numbers: set[int] = set()
 
 
 class Aliases:
@@ -43,22 +33,15 @@ class Aliases:
     def note(self, number: int, links: int, *, content: bool) -> None:
         """A file that has, or had just now, `links` names has changed."""
         if links + len(self.hidden(number)) > 1:
-            self._stale.numbers[number] = content or self._stale.numbers.get(number, False)
+            self._stale.numbers.add(number)
             if content:
                 self._diverged.add(number)
 
-    def note_closed(self, number: int) -> None:
-        """Some handle of a file is closed. While it was open, the kernel had to keep what it knew
-        of the file by that handle's name."""
-        if number in self._diverged:
-            self._stale.numbers[number] = True
-
-    def take_stale(self) -> dict[int, bool]:
-        """The files that this thread has changed since its last call, and whether what they hold
-        has changed."""
+    def take_stale(self) -> set[int]:
+        """The files that this thread has changed since its last call."""
         if not self._stale.numbers:
             return self._stale.numbers
-        taken, self._stale.numbers = self._stale.numbers, {}
+        taken, self._stale.numbers = self._stale.numbers, set()
         return taken
 
     def is_known_twice(self, number: int, links: int) -> bool:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import stat
 from contextlib import AbstractContextManager
 
-from syncer.metadata.aliases import Aliases, StalePath
+from syncer.metadata.aliases import Aliases
 from syncer.metadata.contents import Contents
 from syncer.metadata.db import Database
 from syncer.metadata.epochs import Epochs
@@ -57,7 +57,8 @@ class Tree:
         self._node_numbers = iter(range(0))
         #: Nodes that were made lately and never had an extended attribute.
         self._bare: set[int] = set()
-        #: Counts changes of names and nodes, but for times of reading; listings compare it.
+        #: Counts the changes of names and nodes; a listing that spans calls compares it. Times of
+        #: reading don't count.
         self.changes = 0
         #: Counts what may change where a path leads that led to a folder.
         self.folder_changes = 0
@@ -252,10 +253,9 @@ class Tree:
                 "UPDATE usage SET file_bytes = file_bytes + ?", (node.size - before.size,)
             )
 
-    def take_stale_paths(self) -> list[StalePath]:
+    def take_stale_paths(self) -> list[bytes]:
         """All paths of files with several that this thread has changed since its last call."""
-        stale = self.aliases.take_stale().items()
-        return [StalePath(path, new) for number, new in stale for path in self.paths_of(number)]
+        return [path for number in self.aliases.take_stale() for path in self.paths_of(number)]
 
     def paths_of(self, node_id: int) -> list[bytes]:
         """All paths by which the kernel may know a node."""

@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 from syncer.blocks.store import Blocks
 from syncer.codec import MAX_FILE_BYTES
-from syncer.metadata.aliases import StalePath
 from syncer.metadata.node import ROOT, Node
 from syncer.metadata.tree import Tree
 from syncer.vfs import privileges, xattrs
@@ -210,10 +209,6 @@ class Vfs:
     def link(self, old: bytes, new: bytes) -> None:
         """Give a file a second name."""
         self._begin_change()
-        number = self._walk(old).id
-        if self.files.is_open(number):
-            # What it keeps belongs to the first name: the second one would show too small a size.
-            self.files.hand_over(number)
         with self._tree.transaction():
             node = self._walk(old)
             if node.is_dir:
@@ -253,8 +248,7 @@ class Vfs:
         return self._node(number)
 
     def _drop_name(self, parent: Node, name: bytes, node: Node) -> None:
-        """Take a name away; the file stays as an orphan while it is open. The caller holds
-        `files.lock`, and a transaction."""
+        """Take a name away; the file stays as an orphan while it is open. Holds `_lock`."""
         is_open = self.files.is_open(node.id)
         self._blocks.unname(self._tree.unlink(parent.id, name, keep=is_open))
 
@@ -477,7 +471,7 @@ class Vfs:
 
     # The whole
 
-    def take_stale_paths(self) -> list[StalePath]:
+    def take_stale_paths(self) -> list[bytes]:
         """Paths under which the kernel knows something that is no longer true."""
         return self._tree.take_stale_paths()
 

@@ -358,21 +358,17 @@ class Files:
     def seek(self, handle: int, offset: int, whence: int) -> int:
         """lseek(2) with SEEK_DATA or SEEK_HOLE; see `ranges`."""
         file = self._handle(handle).file
-        # What the kernel has not handed over yet is data, too, wherever it lies.
-        if not self.hand_over(file.node_id):
-            # Who asks reads everything then.
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        return ranges.seek(file, offset, whence)
-
-    def hand_over(self, number: int) -> bool:
-        """Have the kernel hand over what it keeps of a file that somebody may write; False: it
-        can't be told, or takes too long."""
         with self.lock:
-            handles = self._handles.values()
-            if not any(each.is_writable and each.file.node_id == number for each in handles):
-                return True
-        paths = self._tree.paths_of(number)
-        return bool(paths) and self.drop_caches(paths)
+            may_be_dirty = any(
+                each.is_writable and each.file is file for each in self._handles.values()
+            )
+        if may_be_dirty:
+            # What the kernel has not handed over yet is data, too, wherever it lies.
+            paths = self._tree.paths_of(file.node_id)
+            if not paths or not self.drop_caches(paths):
+                # Who asks reads everything then.
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return ranges.seek(file, offset, whence)
 
     def copy(self, source: int, offset: int, target: int, position: int, length: int) -> int:
         """copy_file_range(2); see `ranges`."""
@@ -436,7 +432,6 @@ class Files:
             # A write or truncation that failed may have left a buffer in a file that is clean.
             if is_gone or (is_dropped and file.has_buffers):
                 file.discard()
-            self._tree.aliases.note_closed(file.node_id)
         if opened.was_read and self.update_atime and node is not None and node.nlink:
             self._note_reading(node)
         return is_last

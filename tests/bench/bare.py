@@ -26,7 +26,6 @@ from typing import Any
 from syncer.binding import serve
 from syncer.codec import BLOCK_BYTES
 from syncer.libfuse import MountOptions
-from syncer.metadata.aliases import StalePath
 from syncer.metadata.node import ROOT, Node
 from syncer.mount import CODEC, Operations
 from syncer.process import memory, mounts
@@ -92,7 +91,7 @@ class Bare(Operations):
     set_cache_dropper = set_abandoned_probe = set_asked = start = _ignore
     rewind = delivered = fsyncdir = _ignore
 
-    def stale_paths(self) -> list[StalePath]:
+    def stale_paths(self) -> list[bytes]:
         return []
 
     def now_ns(self) -> int:
