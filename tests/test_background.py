@@ -12,14 +12,14 @@ _PROGRAM = """
 import logging, sys, threading
 from syncer.process.background import run_in_background
 
-def serve(on_serving):
+def serve(on_serving, on_waiting):
     logging.basicConfig(filename=sys.argv[1])
     thread = threading.Thread(target=lambda: 1 // 0, name="syncer-capacity")
     thread.start()
     thread.join()
     on_serving()
 
-run_in_background(serve)
+run_in_background(serve, lambda why: None)
 """
 
 

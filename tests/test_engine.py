@@ -59,6 +59,6 @@ def test_the_end_of_what_is_damaged_says_what_to_do(tmp_path: Path) -> None:
     place = Place.made_in(tmp_path)
     engine = Engine(place.data, Config.load(place.folder.config))
     engine.start()
-    engine._db._note_damage("the database is damaged")
+    engine._db.standstill.begin(CorruptError("the database is damaged"))
     with pytest.raises(CorruptError, match=r"the database is damaged; .*fsck"):
         engine.stop()

@@ -11,6 +11,7 @@ import apsw
 import pytest
 
 from syncer.config import Config
+from syncer.errors import CorruptError
 from syncer.metadata import outbox
 from syncer.metadata.db import Database
 from syncer.metadata.outbox import Outbox, Unpublished
@@ -98,9 +99,9 @@ def test_where_nothing_can_be_counted_the_last_count_stands(rig: VfsRig) -> None
     rig.make(b"/one")
     before = asked.count()
     rig.make(b"/two")
-    rig.db.damage = "its pages are in disorder"
+    rig.db.standstill.reason = CorruptError("its pages are in disorder")
     try:
         assert asked.count() == before
     finally:
-        rig.db.damage = ""
+        rig.db.standstill.reason = None
     assert asked.count().files == 2

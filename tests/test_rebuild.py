@@ -108,11 +108,19 @@ def test_an_old_database_in_its_place_is_noticed(place: Place) -> None:
     assert place.read_all() == place.files
 
 
+def started(place: Place) -> Engine:
+    """An engine at work, whose end is an error of its own."""
+    engine = Engine(place.data, Config.load(place.folder.config))
+    engine.start()
+    return engine
+
+
 @pytest.mark.expects_warnings
 def test_damage_that_shows_later_makes_it_read_only(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with place.engine() as engine:
+    engine = started(place)
+    try:
         engine._db.checkpoint()
         rows = engine._db.query("SELECT pageno FROM dbstat WHERE name = 'node'")
         assert rows
@@ -127,6 +135,9 @@ def test_damage_that_shows_later_makes_it_read_only(
         with pytest.raises(OSError, match="Read-only"):
             engine.vfs.mkdir(b"/another", 0o755, ME)
         assert "fsck --repair" in engine._errors("")[0]
+    finally:
+        with pytest.raises(CorruptError, match="fsck --repair"):
+            engine.stop()
     assert "damaged" in caplog.text
     caplog.clear()
     assert place.fsck(repair=True).state == "repaired"
@@ -140,7 +151,8 @@ def test_a_disk_that_does_not_sync_makes_it_read_only_and_asks_for_no_repair(
     def fdatasync(file: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    with place.engine() as engine:
+    engine = started(place)
+    try:
         with monkeypatch.context() as patch:
             patch.setattr(os, "fdatasync", fdatasync)
             place.write(engine, b"/last", b"written before that")
@@ -155,6 +167,9 @@ def test_a_disk_that_does_not_sync_makes_it_read_only_and_asks_for_no_repair(
         error = engine._errors("")[0]
         assert "look after the disk" in error
         assert "repair" not in error
+    finally:
+        with pytest.raises(PermanentError, match="may have lost"):
+            engine.stop()
     assert place.fsck().state == "clean"
     assert place.read_all() == place.files
 

@@ -234,10 +234,13 @@ def test_umount_says_which_files_found_no_room(tmp_path: Path, small_disk: Path)
         tmp_path, FUSE, data=small_disk / "data", expects_warnings=True,
         settings={"timeout": "1", "min_free": "4"},
     ) as mount:  # fmt: skip
+        # What the disk had free a moment ago still counts for a process.
+        mount.umount()
+        ballast = fill(small_disk, 4_700_000)
+        mount.mount()
         # So that uploading makes no room.
         os.rename(mount.remote, f"{mount.remote}.away")
         (mount.path / "before").write_bytes(noise(100_000, 0))
-        ballast = fill(small_disk, 4_500_000)
         for number in range(3):
             with pytest.raises(OSError, match="No space left"):
                 (mount.path / f"late-{number}").write_bytes(noise(900_000, number))

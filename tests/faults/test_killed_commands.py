@@ -190,7 +190,7 @@ def test_a_killed_take_over_goes_on(
         assert killer.run("fsck", machine.data, "--remote") == 0, (step, killer.said)
         former = tmp_path / f"laptop{step}"
         assert killer.run("flush", former) == 0, (step, killer.said)
-        assert meta(former, "role") == "displaced"
+        assert meta(former, "role") in ("displaced", "follower")
 
 
 @few_and_all
