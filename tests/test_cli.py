@@ -269,6 +269,8 @@ def test_an_interrupt_while_it_starts_is_no_traceback() -> None:
     """The command takes its time to be imported."""
     script = (
         "import sys, types, os, signal\n"
+        # As for a command in a terminal, though the tests may run in the background of a shell.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Late(types.ModuleType):\n"
         "    def __getattr__(self, name):\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"

@@ -398,7 +398,8 @@ class _InterruptedCommit:
     def execute(self, sql: str, *bindings: Any) -> Any:
         result = self._connection.execute(sql, *bindings)
         if sql == "COMMIT":
-            os.kill(os.getpid(), signal.SIGINT)
+            # What Python's handler of the signal does, once the call is over.
+            raise KeyboardInterrupt
         return result
 
 
