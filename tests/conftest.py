@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from syncer.blocks import flights
+
 if TYPE_CHECKING:
     from tests.vfs_rig import VfsRig
 
@@ -28,6 +30,8 @@ ON_CI = bool(os.environ.get("CI"))
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 _THREADS_END_WITHIN_SECONDS = 5.0
+# Each test that fetches something would wait so long for the threads that have done it.
+flights._IDLE_SECONDS = 0.05
 
 
 class _Warnings(logging.Handler):
