@@ -21,7 +21,7 @@ from syncer.metadata.node import ROOT
 from syncer.process.checking import check_alone
 from syncer.process.engine import Engine
 from syncer.process.folder import DataFolder
-from syncer.process.repository import create_repository
+from syncer.process.repository import clone_repository, create_repository
 from syncer.remote import open_remote
 from syncer.vfs.caller import Caller
 
@@ -105,6 +105,19 @@ class Place:
                 yield engine
             finally:
                 engine.stop()
+
+    @contextlib.contextmanager
+    def taken_over(self) -> Iterator[Engine]:
+        """Another computer at work, which has become the writer."""
+        data = self.data.with_name("another")
+        clone_repository(data, Config(remote=str(self.remote), limit_bytes=10**8), "another")
+        engine = Engine(data, Config.load(data / "config"))
+        try:
+            engine.take_over()
+            engine.start()
+            yield engine
+        finally:
+            engine.stop()
 
     def write(self, engine: Engine, path: bytes, content: bytes) -> None:
         """Make a file, or replace its content."""

@@ -5,9 +5,7 @@ Nothing is lost, and nobody is told that all is safe.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ from syncer.commands.report import status_lines
 from syncer.config import Config
 from syncer.errors import CorruptError, ForeignError
 from syncer.process.engine import Engine
-from syncer.process.repository import clone_repository, create_repository
+from syncer.process.repository import create_repository
 from tests.damage import Place, noise, read
 from tests.remote_contract import eventually
 
@@ -132,10 +130,15 @@ def assert_all_is_there(place: Place, engine: Engine) -> None:
         assert read(engine, path) == content
 
 
+def back_up(place: Place, engine: Engine, backup: Path) -> None:
+    """A copy of the remote, with all that is written by now."""
+    engine.flush(60, lambda state: None)
+    shutil.copytree(place.remote, backup)
+
+
 def test_what_a_server_loses_that_goes_back_is_uploaded_again(place: Place, tmp_path: Path) -> None:
     with place.engine() as engine:
-        engine.flush(60, lambda state: None)
-        shutil.copytree(place.remote, tmp_path / "backup")
+        back_up(place, engine, tmp_path / "backup")
         place.write(engine, b"/two", LARGE)
         engine.flush(60, lambda state: None)
         go_back(place, tmp_path / "backup")
@@ -146,8 +149,7 @@ def test_what_a_server_loses_that_goes_back_is_uploaded_again(place: Place, tmp_
 
 def test_so_it_is_if_it_goes_back_while_nobody_looks(place: Place, tmp_path: Path) -> None:
     with place.engine() as engine:
-        engine.flush(60, lambda state: None)
-        shutil.copytree(place.remote, tmp_path / "backup")
+        back_up(place, engine, tmp_path / "backup")
         place.write(engine, b"/two", LARGE)
         engine.flush(60, lambda state: None)
     go_back(place, tmp_path / "backup")
@@ -158,8 +160,7 @@ def test_so_it_is_if_it_goes_back_while_nobody_looks(place: Place, tmp_path: Pat
 
 def test_a_mount_that_is_idle_notices_it_too(place: Place, tmp_path: Path) -> None:
     with place.engine() as engine:
-        engine.flush(60, lambda state: None)
-        shutil.copytree(place.remote, tmp_path / "backup")
+        back_up(place, engine, tmp_path / "backup")
         place.write(engine, b"/two", LARGE)
         place.write(engine, b"/three", LATER)
         engine.flush(60, lambda state: None)
@@ -171,8 +172,7 @@ def test_a_mount_that_is_idle_notices_it_too(place: Place, tmp_path: Path) -> No
 
 def test_before_the_server_was_looked_at_nothing_is_evicted(place: Place, tmp_path: Path) -> None:
     with place.engine() as engine:
-        engine.flush(60, lambda state: None)
-        shutil.copytree(place.remote, tmp_path / "backup")
+        back_up(place, engine, tmp_path / "backup")
         place.write(engine, b"/two", LARGE)
         engine.flush(60, lambda state: None)
     # The process ends between the note and the look.
@@ -191,26 +191,12 @@ def test_before_the_server_was_looked_at_nothing_is_evicted(place: Place, tmp_pa
         assert_all_is_there(place, engine)
 
 
-@contextlib.contextmanager
-def taken_over(place: Place, folder: Path) -> Iterator[Engine]:
-    """Another computer, which has become the writer."""
-    config = Config(remote=str(place.remote), limit_bytes=10**8)
-    clone_repository(folder, config, "other")
-    engine = Engine(folder, config)
-    try:
-        engine.take_over()
-        engine.start()
-        yield engine
-    finally:
-        engine.stop()
-
-
 @pytest.mark.expects_warnings
 def test_of_two_writers_the_one_whose_take_over_is_undone_keeps_and_exports_what_it_has(
     place: Place, tmp_path: Path
 ) -> None:
     shutil.copytree(place.remote, tmp_path / "backup")
-    with taken_over(place, tmp_path / "second") as second:
+    with place.taken_over() as second:
         place.write(second, b"/published", LARGE)
         second.flush(60, lambda state: None)
         shutil.copytree(place.remote, tmp_path / "newer")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from syncer.config import Config
 from syncer.errors import DisplacedError, OfflineError
 from syncer.metadata.db import Database
 from syncer.process.engine import Engine
-from syncer.process.repository import clone_repository
 from tests.damage import Place
 from tests.mounted import BINDINGS, CommandError, mounted
 from tests.processes import contents, wait_for
@@ -119,20 +117,6 @@ def test_a_copied_data_directory_goes_on_under_an_id_of_its_own(tmp_path: Path) 
         first.flush()
 
 
-@contextmanager
-def another(place: Place) -> Iterator[Engine]:
-    """Another computer, which takes over."""
-    data = place.data.with_name("another")
-    clone_repository(data, Config(remote=str(place.remote), limit_bytes=10**8), "another")
-    engine = Engine(data, Config.load(data / "config"))
-    try:
-        engine.take_over()
-        engine.start()
-        yield engine
-    finally:
-        engine.stop()
-
-
 # Blocks that nobody else's history names
 
 
@@ -140,7 +124,7 @@ def another(place: Place) -> Iterator[Engine]:
 def test_blocks_that_only_stranded_changes_name_stay_here(tmp_path: Path) -> None:
     place = Place.made_in(tmp_path)
     published = set(place.objects())
-    with another(place) as other:
+    with place.taken_over() as other:
         other.flush(60, lambda state: None)
         # It uploads before it learns that it was displaced, and makes room.
         engine = Engine(place.data, Config.load(place.folder.config))
@@ -172,7 +156,7 @@ def test_blocks_that_can_not_be_fetched_when_it_is_displaced_are_fetched_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = Place.made_in(tmp_path)
-    with another(place) as other:
+    with place.taken_over() as other:
         other.flush(60, lambda state: None)
         engine = Engine(place.data, Config.load(place.folder.config))
         while engine._blocks.usage().dirty_blocks:
@@ -234,7 +218,7 @@ def test_a_displaced_writer_whose_small_rewrites_are_stranded_does_not_follow(
 ) -> None:
     place = Place.made_in(tmp_path)
     mine = rewrite(place)
-    with another(place) as other:
+    with place.taken_over() as other:
         other.flush(60, lambda state: None)
         # It learns that it was displaced, and is killed before the rewrite is in a block.
         engine = Engine(place.data, Config.load(place.folder.config))
